@@ -1,0 +1,29 @@
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+
+from . import conf, runtime
+
+
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    """Hold every `SOCKETIO_` setting against what it may be."""
+    return [Error(sentence, obj=name, id="socketio.E001") for name, sentence in conf.problems()]
+
+
+def check_backend(**kwargs: Any) -> list[CheckMessage]:
+    """Make the backend, without connecting it, and ask it about itself."""
+    try:
+        backend = runtime.make_backend(conf.get("BACKEND"))
+    except ImproperlyConfigured as error:
+        return [Error(str(error), obj="SOCKETIO_BACKEND", id="socketio.E002")]
+    return [Error(problem, obj="SOCKETIO_BACKEND", id="socketio.E003") for problem in backend.check()]
+
+
+def check_urls(**kwargs: Any) -> list[CheckMessage]:
+    """Look for the engine in the URL conf."""
+    try:
+        runtime.socketio_path()
+    except ImproperlyConfigured as error:
+        return [Warning(str(error), id="socketio.W001")]
+    return []

@@ -1,0 +1,21 @@
+"""Engine.IO v4 on gevent: handshake, WebSocket, polling, upgrade, heartbeat. Knows no framework."""
+
+from .frames import Frame
+from .http import FRONT, Front, Handover, Headers, Refused, Request, Response
+from .server import Config, Engine
+from .session import Session, State
+
+__all__ = [
+    "FRONT",
+    "Config",
+    "Engine",
+    "Frame",
+    "Front",
+    "Handover",
+    "Headers",
+    "Refused",
+    "Request",
+    "Response",
+    "Session",
+    "State",
+]

@@ -1,0 +1,122 @@
+"""What the engine asks of an HTTP front: the parsed request, and the socket after the answer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+from ..protocol.engineio import ErrorCode, error_body
+from ..protocol.exceptions import ProtocolError
+
+FRONT = "django_socketio.front"
+"""The key of the front's `Front` in the WSGI environ. A server without one cannot serve us."""
+
+Headers = list[tuple[str, str]]
+Handover = Callable[[Any, bytes], None]
+
+
+class Front(Protocol):
+    """The connection that a request came in on."""
+
+    def handover(self, take: Handover) -> None:
+        """
+        Call `take(sock, data)` after the answer is on its way, if it was a 101.
+
+        `sock` is a non-blocking socket that now belongs to the engine, `data` what the client
+        sent behind its request. Whatever else the answer was, `take` is dropped.
+        """
+
+    def fileno(self) -> int:
+        """Return the descriptor, to watch it for the client's going away."""
+
+
+class Refused(Exception):
+    """The request is answered with one of Engine.IO's errors; `hint` tells the client why."""
+
+    def __init__(
+        self, code: ErrorCode, hint: str = "", status: HTTPStatus = HTTPStatus.BAD_REQUEST
+    ) -> None:
+        super().__init__(code, hint, status)
+        self.code = code
+        self.hint = hint
+        self.status = status
+
+
+@dataclass(slots=True)
+class Request:
+    """The part of a WSGI environ that the engine reads."""
+
+    method: str
+    query: Mapping[str, str]
+    environ: dict[str, Any]
+
+    @classmethod
+    def from_environ(cls, environ: dict[str, Any]) -> "Request":
+        """Raise `Refused` for a query that cannot be read one way only."""
+        try:
+            pairs = parse_qsl(environ.get("QUERY_STRING", ""), True, max_num_fields=100)
+        except ValueError:
+            raise Refused(ErrorCode.BAD_REQUEST, "too many parameters") from None
+        query = dict(pairs)
+        if len(query) != len(pairs):
+            raise Refused(ErrorCode.BAD_REQUEST, "a parameter stands twice")
+        return cls(environ["REQUEST_METHOD"], query, environ)
+
+    @property
+    def front(self) -> Front:
+        front: Front = self.environ[FRONT]
+        return front
+
+    def read_body(self, maximum: int) -> bytes:
+        """
+        Read the body, at most `maximum` bytes: never more is buffered.
+
+        Raise `Refused` with 413 for a longer one, whether it says so or is sent in chunks, and
+        `ProtocolError` for one that ends early.
+        """
+        declared = self.environ.get("CONTENT_LENGTH") or ""
+        chunked = "HTTP_TRANSFER_ENCODING" in self.environ
+        if not declared and not chunked:
+            return b""
+        if not chunked and int(declared) > maximum:
+            raise _too_large(maximum)
+        stream, parts, size = self.environ["wsgi.input"], [], 0
+        try:
+            while part := stream.read(min(maximum + 1 - size, 65536)):
+                parts.append(part)
+                size += len(part)
+                if size > maximum:
+                    raise _too_large(maximum)
+        except OSError as error:
+            raise ProtocolError(f"the body broke off: {error}") from None
+        return b"".join(parts)
+
+
+def _too_large(maximum: int) -> Refused:
+    return Refused(
+        ErrorCode.BAD_REQUEST,
+        f"the body is over maxPayload ({maximum} bytes)",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    )
+
+
+@dataclass(slots=True)
+class Response:
+    status: HTTPStatus
+    body: bytes = b""
+    headers: Headers = field(default_factory=list)
+
+    @classmethod
+    def text(cls, body: bytes) -> "Response":
+        # A poll's answer must never come from a cache.
+        headers = [("Content-Type", "text/plain; charset=UTF-8"), ("Cache-Control", "no-store")]
+        return cls(HTTPStatus.OK, body, headers)
+
+    @classmethod
+    def refusal(cls, refused: Refused) -> "Response":
+        body = error_body(refused.code, refused.hint)
+        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+        if refused.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            headers.append(("Connection", "close"))  # rather than read the rest of the body
+        return cls(refused.status, body, headers)

@@ -1,0 +1,380 @@
+"""The engine: sessions, and every request that opens, feeds, polls or upgrades one."""
+
+import logging
+import secrets
+from _socket import socket as RawSocket
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from socket import IPPROTO_TCP, MSG_DONTWAIT, MSG_PEEK, TCP_NODELAY
+from time import monotonic
+from typing import Any
+
+from gevent import get_hub
+from gevent.event import Event
+
+from ..protocol import engineio
+from ..protocol.engineio import ErrorCode
+from ..protocol.exceptions import ProtocolError
+from . import websocket
+from .deadlines import Deadlines
+from .frames import Frame
+from .http import Headers, Refused, Request, Response
+from .outbox import Outbox
+from .polling import PollingTransport
+from .session import Probe, Session, State
+from .websocket import WebSocketTransport
+
+logger = logging.getLogger(__name__)
+
+TRANSPORTS = ("polling", "websocket")
+_READ = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Times in seconds, sizes in bytes."""
+
+    ping_interval: float = 25.0
+    ping_timeout: float = 20.0
+    max_payload: int = 1_000_000
+    max_buffer: int = 1_048_576
+    max_packets: int = 10_000
+    upgrade_timeout: float = 10.0
+    close_timeout: float = 5.0
+
+
+class Engine:
+    """
+    Serve Engine.IO v4 on the hub of the thread that constructs it.
+
+    The application is three callables, which run on the hub, must not wait, and raise nothing but
+    `ProtocolError` from `on_message`::
+
+        on_open(session, payload)       the handshake has been answered
+        on_message(session, data)       str, or bytes for a binary message
+        on_close(session, reason)       exactly once for each that was opened
+
+    `allow` decides about every request by its WSGI environ: it returns the headers that let the
+    browser read the answer, or raises `Refused`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_open: Callable[[Session, Any], None],
+        on_message: Callable[[Session, str | bytes], None],
+        on_close: Callable[[Session, str], None],
+        allow: Callable[[dict[str, Any]], Headers] = lambda environ: [],
+    ) -> None:
+        self._config = config
+        self._on_open = on_open
+        self.on_message = on_message
+        self._on_close = on_close
+        self._allow = allow
+        self._loop = get_hub().loop
+        self._outbox = Outbox(self._loop)
+        self._held_back: dict[Session, Event] = {}
+        self._accepting = True
+        self.sessions: dict[str, Session] = {}
+        self.counters: Counter[str] = Counter()
+        self.deadlines = Deadlines(self._loop, monotonic)
+        lane = self.deadlines.lane
+        self._pings = lane(config.ping_interval, self._ping_due)
+        self._pongs = lane(config.ping_timeout, self._pong_missed)
+        self._upgrades = lane(config.upgrade_timeout, self._upgrade_missed)
+        self._closing_sessions = lane(config.ping_timeout, self._last_poll_missed)
+        self._closing_transports = lane(config.close_timeout, self._close_missed)
+
+    # Requests
+
+    def handle(self, environ: dict[str, Any], payload: Any = None) -> Response:
+        """
+        Answer any request to the engine's path; a GET that polls waits here.
+
+        `payload` goes to `on_open` if the request is a handshake.
+        """
+        self.deadlines.run()  # whoever is late finds the session gone, not about to go
+        headers: Headers = []
+        try:
+            headers = self._allow(environ)
+            response = self._respond(Request.from_environ(environ), payload)
+        except Refused as refused:
+            response = self._refusal(environ, refused)
+        response.headers += headers
+        return response
+
+    def _refusal(self, environ: dict[str, Any], refused: Refused) -> Response:
+        self.counters[f"refused: {refused.code.name.lower()}"] += 1
+        logger.info(
+            "Refused %s from %s: %s%s",
+            environ.get("REQUEST_METHOD"),
+            environ.get("REMOTE_ADDR"),
+            engineio.ERROR_MESSAGES[refused.code],
+            f" ({refused.hint})" if refused.hint else "",
+        )
+        return Response.refusal(refused)
+
+    def _respond(self, request: Request, payload: Any) -> Response:
+        if request.method == "OPTIONS":
+            return Response(HTTPStatus.NO_CONTENT)
+        query = request.query
+        transport = query.get("transport", "")
+        if transport not in TRANSPORTS:
+            raise Refused(ErrorCode.UNKNOWN_TRANSPORT)
+        sid = query.get("sid")
+        if sid is None and request.method != "GET":
+            raise Refused(ErrorCode.BAD_HANDSHAKE_METHOD)
+        if query.get("EIO") != engineio.VERSION:
+            raise Refused(ErrorCode.UNSUPPORTED_PROTOCOL_VERSION, "this server speaks EIO=4")
+        if sid is None:
+            return self._handshake(request, transport, payload)
+        session = self.sessions.get(sid)
+        if session is None:
+            raise Refused(
+                ErrorCode.UNKNOWN_SID,
+                "the session has ended, or belongs to another process of this server",
+            )
+        if session.probe is not None:
+            # What the client sent there first may be read last: the loop keeps no order between
+            # connections that became readable together.
+            session.probe.transport.read()
+        if transport == "websocket":
+            return self._upgrade(request, session)
+        if not isinstance(session.transport, PollingTransport):
+            raise Refused(ErrorCode.BAD_REQUEST, "the session has been upgraded to websocket")
+        if request.method == "GET":
+            return self._poll(request, session, session.transport)
+        if request.method == "POST":
+            return self._post(request, session, session.transport)
+        raise Refused(ErrorCode.BAD_REQUEST, "polling is GET and POST")
+
+    # Handshake
+
+    def _handshake(self, request: Request, transport: str, payload: Any) -> Response:
+        if not self._accepting:
+            raise Refused(
+                ErrorCode.FORBIDDEN, "the server is stopping", HTTPStatus.SERVICE_UNAVAILABLE
+            )
+        if transport == "websocket":
+
+            def take(sock: Any, data: bytes) -> None:
+                session = Session(secrets.token_urlsafe(16), self)
+                session.transport = self._websocket(sock, session)
+                session.transport.send(Frame(self._open_packet(session, upgrades=())))
+                self._open(session, payload)
+                session.transport.start(data)
+
+            return self._switch_protocols(request, take)
+        session = Session(secrets.token_urlsafe(16), self)
+        session.transport = PollingTransport(self._config.max_buffer, session.end)
+        self._open(session, payload)
+        return Response.text(self._open_packet(session, upgrades=("websocket",)))
+
+    def _open(self, session: Session, payload: Any) -> None:
+        self.sessions[session.sid] = session
+        self.counters["opened"] += 1
+        self._pings.add(session)
+        self._on_open(session, payload)
+
+    def _open_packet(self, session: Session, upgrades: tuple[str, ...]) -> bytes:
+        config = self._config
+        return engineio.open_packet(
+            session.sid,
+            upgrades=upgrades,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+            max_payload=config.max_payload,
+        )
+
+    def _switch_protocols(self, request: Request, take: Callable[[Any, bytes], None]) -> Response:
+        status, headers = websocket.handshake(request)
+        if status != HTTPStatus.SWITCHING_PROTOCOLS:
+            raise Refused(ErrorCode.BAD_REQUEST, "no WebSocket handshake", HTTPStatus(status))
+        request.front.handover(take)
+        return Response(HTTPStatus.SWITCHING_PROTOCOLS, headers=headers)
+
+    def _websocket(self, sock: Any, owner: websocket.Owner) -> WebSocketTransport:
+        try:
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        except OSError:
+            pass  # a Unix socket, or the client is gone already and the first read will tell
+        return WebSocketTransport(
+            sock,
+            owner,
+            self._loop,
+            self._outbox,
+            max_payload=self._config.max_payload,
+            max_buffer=self._config.max_buffer,
+        )
+
+    # Polling
+
+    def _poll(self, request: Request, session: Session, transport: PollingTransport) -> Response:
+        if transport.polled:
+            # "HTTP long-polling": one GET at a time, else the session is closed.
+            session.fail("two polls at once")
+            raise Refused(ErrorCode.BAD_REQUEST, "two polls at once")
+        if session.probe is not None and session.probe.answered:
+            return Response.text(transport.take())
+        fd = request.front.fileno()
+        watcher = self._loop.io(fd, _READ)
+        watcher.start(_end_if_gone, watcher, fd, session)
+        try:
+            payload = transport.collect()
+        finally:
+            watcher.close()
+        if session.state is State.CLOSING:
+            session.end("forced close")
+        return Response.text(payload)
+
+    def _post(self, request: Request, session: Session, transport: PollingTransport) -> Response:
+        if transport.posting:
+            session.fail("two posts at once")
+            raise Refused(ErrorCode.BAD_REQUEST, "two posts at once")
+        transport.posting = True
+        try:
+            for packet in self._read_payload(request):
+                session.receive(packet)
+            self._hold_back(session)
+        except Refused as refused:
+            session.fail(refused.hint)
+            raise
+        except ProtocolError as error:
+            session.fail(error)
+        finally:
+            transport.posting = False
+        if session.reason == "parse error":
+            raise Refused(ErrorCode.BAD_REQUEST)
+        return Response.text(b"ok")
+
+    def _read_payload(self, request: Request) -> list[engineio.Packet]:
+        if request.environ.get("CONTENT_TYPE", "").startswith("application/octet-stream"):
+            raise ProtocolError("a binary payload, which v4 does not have")
+        body = request.read_body(self._config.max_payload)
+        return engineio.decode_payload(body, max_packets=self._config.max_packets)
+
+    def _hold_back(self, session: Session) -> None:
+        """Keep the client from posting more while the application is behind."""
+        if session.paused and session.state is State.OPEN:
+            event = self._held_back[session] = Event()
+            event.wait()
+
+    def resumed(self, session: Session) -> None:
+        event = self._held_back.pop(session, None)
+        if event is not None:
+            event.set()
+
+    # Upgrade
+
+    def _upgrade(self, request: Request, session: Session) -> Response:
+        def take(sock: Any, data: bytes) -> None:
+            probe = Probe(session, self)
+            probe.transport = self._websocket(sock, probe)
+            if (
+                session.state is State.OPEN
+                and isinstance(session.transport, PollingTransport)
+                and session.probe is None
+            ):
+                session.probe = probe
+                self._upgrades.add(session)
+                probe.transport.start(data)
+            else:
+                # "A client MUST NOT open more than one WebSocket connection per session."
+                probe.transport.start(b"")
+                probe.transport.close(1008, "one WebSocket per session")
+                self._closing_transports.add(probe.transport)
+
+        return self._switch_protocols(request, take)
+
+    def upgraded(self, session: Session) -> None:
+        self._upgrades.discard(session)
+        self.counters["upgraded"] += 1
+
+    def _upgrade_missed(self, session: Session, due: float) -> None:
+        if session.probe is not None:
+            session.probe.transport_lost("timeout")
+
+    # Heartbeat
+
+    def _ping_due(self, session: Session, due: float) -> None:
+        session.ping()
+        if session.state is State.OPEN:
+            self._pongs.add(session, since=due)
+
+    def pong_received(self, session: Session) -> None:
+        self._pongs.discard(session)
+        self._pings.add(session)
+
+    def _pong_missed(self, session: Session, due: float) -> None:
+        if session.paused:
+            self._pongs.add(session)  # we do not read, so it cannot have answered
+        else:
+            session.end("ping timeout")
+
+    # Ending
+
+    def closing(self, session: Session, reason: str) -> None:
+        """Be told that a polling session is only kept for its last GET."""
+        self._forget(session, reason)
+        self.sessions[session.sid] = session
+        self._closing_sessions.add(session)
+        self._on_close(session, reason)
+
+    def ended(self, session: Session, reason: str, announce: bool) -> None:
+        """Be told that a session is over; `announce` it unless `closing()` has."""
+        self._forget(session, reason)
+        transport = session.transport
+        if isinstance(transport, WebSocketTransport) and not transport.closed:
+            self._closing_transports.add(transport)
+        if announce:
+            self._on_close(session, reason)
+
+    def _forget(self, session: Session, reason: str) -> None:
+        if session.reason is None:
+            session.reason = reason
+            self.counters[f"closed: {reason}"] += 1
+            logger.info("Session %s closed: %s", session.sid, reason)
+        self.sessions.pop(session.sid, None)
+        for lane in (self._pings, self._pongs, self._upgrades, self._closing_sessions):
+            lane.discard(session)
+        self.resumed(session)
+
+    def _last_poll_missed(self, session: Session, due: float) -> None:
+        session.end("forced close")
+
+    def _close_missed(self, transport: WebSocketTransport, due: float) -> None:
+        transport.abort()
+
+    def stop_accepting(self) -> None:
+        """Refuse handshakes from now on."""
+        self._accepting = False
+
+    def close_all(self, reason: str) -> None:
+        for session in list(self.sessions.values()):
+            session.close(reason)
+
+    def stop(self) -> None:
+        """Drop whatever is left, at once."""
+        for session in list(self.sessions.values()):
+            session.end("server shutting down")
+        self.deadlines.stop()
+
+
+def _end_if_gone(watcher: Any, fd: int, session: Session) -> None:
+    """End the session if the client has hung up on its GET; a pipelined request may wait."""
+    try:
+        sock = RawSocket(fileno=fd)
+        try:
+            gone = not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        finally:
+            sock.detach()  # the descriptor is the front's
+    except BlockingIOError:
+        return
+    except OSError:
+        gone = True
+    watcher.stop()
+    if gone:
+        session.end("transport close")

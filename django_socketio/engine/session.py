@@ -1,0 +1,240 @@
+"""
+An Engine.IO session: one client, on one transport at a time.
+
+States and what may follow::
+
+    OPEN ──> CLOSING ──> CLOSED
+      └────────────────────^
+
+OPEN sends and receives; the application hears of the end when a session leaves it. CLOSING, which only a polling session without a waiting GET goes through, lives until the next
+one has fetched what was sent last. CLOSED knows neither transport nor engine.
+"""
+
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from ..protocol import engineio
+from ..protocol.engineio import Packet
+from ..protocol.exceptions import ProtocolError
+from .frames import PING, PONG_PROBE, Frame
+from .polling import PollingTransport
+from .websocket import WebSocketTransport
+
+if TYPE_CHECKING:
+    from .server import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class State(Enum):
+    OPEN = auto()
+    CLOSING = auto()
+    CLOSED = auto()
+
+
+class Session:
+    """
+    `data` belongs to the application, which sets it in `on_open`.
+
+    All methods run on the hub and none waits, but for `poll()` and `wait_readable()`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_awaits_pong",
+        "_engine",
+        "data",
+        "paused",
+        "probe",
+        "reason",
+        "sid",
+        "state",
+        "transport",
+    )
+
+    def __init__(self, sid: str, engine: "Engine") -> None:
+        self._engine = engine
+        self._awaits_pong = False
+        self.sid = sid
+        self.state = State.OPEN
+        self.transport: WebSocketTransport | PollingTransport
+        self.probe: Probe | None = None
+        self.paused = False
+        self.reason: str | None = None
+        self.data: Any = None
+
+    # Sending
+
+    def send(self, frame: Frame) -> None:
+        """Send; what is sent to a session that has ended is dropped."""
+        if self.state is State.OPEN:
+            self.transport.send(frame)
+
+    def ping(self) -> None:
+        self._awaits_pong = True
+        self.transport.send(PING)
+
+    @property
+    def awaits_pong(self) -> bool:
+        return self._awaits_pong
+
+    # Receiving
+
+    def receive_text(self, text: str) -> None:
+        """Take the text packet of a WebSocket message."""
+        if text[:1] == "4":  # most are messages
+            self._receive_message(text[1:])
+            return
+        try:
+            packet = engineio.decode_packet(text)
+        except ProtocolError as error:
+            self.fail(error)
+            return
+        self.receive(packet)
+
+    def receive_binary(self, data: bytes) -> None:
+        self._receive_message(data)
+
+    def receive(self, packet: Packet) -> None:
+        match packet.type:
+            case engineio.MESSAGE:
+                self._receive_message(packet.data)
+            case engineio.PONG:
+                # One that nobody asked for means nothing and starts nothing.
+                if self._awaits_pong:
+                    self._awaits_pong = False
+                    self._engine.pong_received(self)
+            case engineio.CLOSE:
+                self._close_with(self.transport.finish, "transport close")
+            case engineio.NOOP:
+                pass
+            case _:
+                # v4: pings come from the server; open and upgrade have no place here.
+                self.fail(ProtocolError(f"unexpected Engine.IO packet of type {packet.type}"))
+
+    def _receive_message(self, data: str | bytes) -> None:
+        if self.state is not State.OPEN:
+            return
+        try:
+            self._engine.on_message(self, data)
+        except ProtocolError as error:
+            self.fail(error)
+
+    def fail(self, error: ProtocolError | str) -> None:
+        """End the session for what the client sent."""
+        if self.state is State.OPEN:
+            logger.info("Session %s: %s", self.sid, error)
+            self.stop_probe()
+            self.transport.close()
+            self._end("parse error")
+
+    # Back-pressure
+
+    def pause(self) -> None:
+        """Take nothing more from the client until `resume()`."""
+        self.paused = True
+        self.transport.pause()
+
+    def resume(self) -> None:
+        self.paused = False
+        self.transport.resume()
+        self._engine.resumed(self)
+
+    # Upgrade ("Upgrade" in the protocol)
+
+    def upgraded(self, transport: WebSocketTransport) -> None:
+        """Move to the WebSocket for good, with what the client has not fetched yet."""
+        polling = self.transport
+        assert isinstance(polling, PollingTransport)
+        frames = polling.drain()
+        self.transport, self.probe = transport, None
+        polling.abort()
+        for frame in frames:
+            transport.send(frame)
+        if self.paused:
+            transport.pause()
+
+    def stop_probe(self) -> None:
+        if self.probe is not None:
+            probe, self.probe = self.probe, None
+            probe.transport.abort()
+
+    # Ending
+
+    def close(self, reason: str = "forced close") -> None:
+        """End the session from this side, behind what was sent before."""
+        self._close_with(self.transport.close, reason)
+
+    def _close_with(self, close: Callable[[], None], reason: str) -> None:
+        if self.state is not State.OPEN:
+            return
+        self.stop_probe()
+        polling = isinstance(self.transport, PollingTransport) and not self.transport.polled
+        close()
+        if polling:
+            # The next GET fetches the rest. One that crossed the close on its way is no error.
+            self.state = State.CLOSING
+            self._engine.closing(self, reason)
+        else:
+            self._end(reason)
+
+    def end(self, reason: str) -> None:
+        """End the session at once, and drop what waits."""
+        if self.state is not State.CLOSED:
+            self.stop_probe()
+            self.transport.abort()
+            self._end(reason)
+
+    def transport_lost(self, reason: str) -> None:
+        """Be told by the transport that it is closed, or closes by itself."""
+        if self.state is not State.CLOSED:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.state is not State.CLOSED:
+            was_open = self.state is State.OPEN
+            self.state = State.CLOSED
+            self._engine.ended(self, reason, announce=was_open)
+
+
+class Probe:
+    """
+    A WebSocket that tries to take over from polling.
+
+    It first answers `2probe` with `3probe`, then waits for `5`; whatever else comes or fails ends
+    it alone, and the session goes on polling.
+    """
+
+    __slots__ = ("_engine", "_session", "answered", "transport")
+
+    def __init__(self, session: Session, engine: "Engine") -> None:
+        self._session = session
+        self._engine = engine
+        self.answered = False
+        self.transport: WebSocketTransport
+
+    def receive_text(self, text: str) -> None:
+        session = self._session
+        if text == engineio.PING + engineio.PROBE and not self.answered:
+            self.answered = True
+            self.transport.send(PONG_PROBE)
+            if isinstance(session.transport, PollingTransport):
+                session.transport.wake()  # the client pauses once its GET has ended
+        elif text == engineio.UPGRADE and self.answered:
+            self.transport.owner = session
+            session.upgraded(self.transport)
+            self._engine.upgraded(session)
+        else:
+            self.transport_lost("unexpected packet")
+
+    def receive_binary(self, data: bytes) -> None:
+        self.transport_lost("unexpected packet")
+
+    def transport_lost(self, reason: str) -> None:
+        if self._session.probe is self:
+            logger.info("Session %s: upgrade given up: %s", self._session.sid, reason)
+            self._session.stop_probe()
+        else:
+            self.transport.abort()

@@ -1,0 +1,244 @@
+"""
+The development server, and the one process of a small site.
+
+Three processes in a row, each exec'd or started by the one before: the supervisor (only with
+autoreload) starts a server and starts it again when its code has changed; an unpatched server
+executes itself anew under gevent's monkey patching; the patched one serves.
+"""
+
+import errno
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from argparse import ArgumentParser
+from importlib.metadata import version
+from typing import Any
+
+import django
+import gevent
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.core.servers.basehttp import get_internal_wsgi_application
+from django.utils import autoreload
+from gevent.event import Event
+from gevent.monkey import is_module_patched
+from gevent.server import _tcp_listener
+
+from django_socketio import __version__, conf, runtime
+from django_socketio.engine.pywsgi import SocketIOServer
+
+_ADDRESS = re.compile(
+    r"(?:(?P<host>[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[a-fA-F0-9:.%]+\]|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*):)?"
+    r"(?P<port>\d{1,5})\Z"
+)
+_PATCHING = "SOCKETIO_PATCHING"
+_SUPERVISED = autoreload.DJANGO_AUTORELOAD_ENV
+_RELOAD = 3  # the exit status by which Django's reloader asks for a new process
+_FATAL = 2  # no change of code would help
+
+_LISTEN_ERRORS = {
+    errno.EACCES: "is not for this user to take: ports below 1024 need privileges",
+    errno.EADDRINUSE: "is taken by another process",
+    errno.EADDRNOTAVAIL: "is no address of this machine",
+}
+
+
+class Command(BaseCommand):
+    help = "Serve the project with Socket.IO on gevent, and reload it when its code changes."
+    requires_system_checks = []
+    stealth_options = ("shutdown_timeout",)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("addrport", nargs="?", help="port, or address:port")
+        parser.add_argument("--noreload", action="store_true", help="do not watch the code")
+        parser.add_argument("--nostatic", action="store_true", help="serve no static files")
+        parser.add_argument(
+            "--insecure", action="store_true", help="serve static files without DEBUG too"
+        )
+        parser.add_argument("--certfile", help="serve TLS with this certificate (PEM)")
+        parser.add_argument("--keyfile", help="the key of the certificate, if it is not with it")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        address = self._address(options["addrport"])
+        if not options["noreload"] and os.environ.get(_SUPERVISED) != "true":
+            sys.exit(self._supervise())
+        if not is_module_patched("socket"):
+            _execute_patched()
+        try:
+            status = self._serve(address, options)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error), returncode=1) from error
+        sys.exit(status)
+
+    def _address(self, addrport: str | None) -> tuple[str, int]:
+        if not addrport:
+            return conf.get("HOST"), conf.get("PORT")
+        match = _ADDRESS.match(addrport)
+        if match is None or int(match["port"]) > 65535:
+            raise CommandError(
+                f'"{addrport}" is no port and no address:port pair.', returncode=_FATAL
+            )
+        return (match["host"] or conf.get("HOST")).strip("[]"), int(match["port"])
+
+    # The supervisor
+
+    def _supervise(self) -> int:
+        """Start the server and start it again whenever it asks for that; return its status."""
+        child: subprocess.Popen[bytes] | None = None
+        stopping = False
+
+        def stop(number: int, frame: Any) -> None:
+            nonlocal stopping
+            stopping = True
+            if child is not None:
+                child.terminate()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        arguments = autoreload.get_child_arguments()
+        while not stopping:
+            child = subprocess.Popen(arguments, env={**os.environ, _SUPERVISED: "true"})
+            status = child.wait()
+            if status in (0, _FATAL) or status < 0 or stopping:
+                return max(status, 0)
+            if status != _RELOAD:
+                self.stderr.write("The server did not start. It is tried again after a change.")
+                _wait_for_change(lambda: stopping)
+        return 0
+
+    # The server
+
+    def _serve(self, address: tuple[str, int], options: dict[str, Any]) -> int:
+        _show_logs()
+        self.check(display_num_errors=True)
+        self.check_migrations()
+        tls = {name: options[name] for name in ("certfile", "keyfile") if options[name]}
+        listener = self._listen(address)
+        dispatcher = runtime.start()
+        application = runtime.Application(self._wsgi_application(options), dispatcher)
+        server = SocketIOServer(listener, application, **tls)
+        server.start()
+        self._report(server.address, "https" if tls else "http")
+        stop = _Stop()
+        if not options["noreload"]:
+            stop.watch()
+        try:
+            status = stop.wait()
+        finally:
+            server.stop_accepting()
+            runtime.stop()
+            server.stop(timeout=1)
+        return status
+
+    def _listen(self, address: tuple[str, int]) -> Any:
+        try:
+            return _tcp_listener(address, backlog=1024, reuse_addr=True)
+        except OSError as error:
+            reason = _LISTEN_ERRORS.get(error.errno or 0, f"cannot be served: {error}")
+            raise CommandError(
+                f"{_shown(address)} {reason}.", returncode=_FATAL
+            ) from error
+
+    def _wsgi_application(self, options: dict[str, Any]) -> Any:
+        application = get_internal_wsgi_application()
+        static = "django.contrib.staticfiles" in settings.INSTALLED_APPS
+        if static and not options["nostatic"] and (settings.DEBUG or options["insecure"]):
+            from django.contrib.staticfiles.handlers import StaticFilesHandler
+
+            return StaticFilesHandler(application)
+        return application
+
+    def _report(self, address: tuple[Any, ...], scheme: str) -> None:
+        backend = type(runtime.get_hub().backend)
+        self.stdout.write(
+            f"django-socketio {__version__}, Django {django.get_version()},"
+            f" gevent {gevent.__version__}, websockets {version('websockets')},"
+            f" Python {sys.version.split()[0]}\n"
+            f"Settings {settings.SETTINGS_MODULE}, backend {backend.__module__}.{backend.__name__}\n"
+            f"Serving on {scheme}://{_shown(address)}/ (Ctrl-C stops)"
+        )
+        self.stdout.flush()
+
+
+class _Stop:
+    """Why and when the server ends: a signal, or a change of its code."""
+
+    def __init__(self) -> None:
+        self._event = Event()
+        self._status = 0
+        gevent.signal_handler(signal.SIGTERM, self._event.set)
+        gevent.signal_handler(signal.SIGINT, self._interrupted)
+
+    def wait(self) -> int:
+        self._event.wait()
+        return self._status
+
+    def watch(self) -> None:
+        """Look out for changes in a greenlet: patched threads are such."""
+        threading.Thread(target=self._watch, name="autoreload", daemon=True).start()
+
+    def _watch(self) -> None:
+        try:
+            autoreload.get_reloader().run(threading.main_thread())
+        except SystemExit as exit:
+            self._status = _RELOAD if exit.code == _RELOAD else 1
+        self._event.set()
+
+    def _interrupted(self) -> None:
+        if self._event.is_set():  # asked for it twice
+            os._exit(130)
+        self._event.set()
+
+
+def _execute_patched() -> None:
+    """Replace this process by one that patches before it imports anything else."""
+    if os.environ.pop(_PATCHING, None):
+        raise CommandError(
+            "gevent's monkey patching did not take effect: call gevent.monkey.patch_all() at the"
+            " top of manage.py.",
+            returncode=_FATAL,
+        )
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        program = sys.argv
+    else:
+        name = spec.parent if spec.name.endswith("__main__") and spec.parent else spec.name
+        program = ["--module", name, *sys.argv[1:]]
+    flags = [f"-W{option}" for option in sys.warnoptions]
+    flags += [f"-X{key}" if value is True else f"-X{key}={value}" for key, value in sys._xoptions.items()]
+    os.environ[_PATCHING] = "1"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *flags, "-m", "gevent.monkey", *program])
+
+
+def _wait_for_change(stopping: Any) -> None:
+    """Return when a module of this process has changed on the disk."""
+    reloader = autoreload.StatReloader()
+    before = dict(reloader.snapshot_files())
+    while not stopping():
+        time.sleep(reloader.SLEEP_TIME)
+        if dict(reloader.snapshot_files()) != before:
+            return
+
+
+def _show_logs() -> None:
+    """Show our log on the console unless the project's LOGGING does something with it."""
+    logger = logging.getLogger("django_socketio")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

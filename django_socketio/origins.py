@@ -1,0 +1,107 @@
+"""Which pages may talk to the server: one decision for every request of every transport."""
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest
+from django.http.request import is_same_domain
+
+from . import conf
+from .engine import Headers, Refused
+from .protocol.engineio import ErrorCode
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class _Head(HttpRequest):
+    """A request that knows its host and scheme as Django's settings say, and nothing else."""
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        self.META = environ
+
+    def _get_scheme(self) -> str:
+        scheme: str = self.META["wsgi.url_scheme"]
+        return scheme
+
+
+def allow(environ: dict[str, Any]) -> Headers:
+    """
+    Return the CORS headers for the answer; raise `Refused` if the page may not have one.
+
+    The Host must be allowed. An Origin must be the server's own, as the browser sees it (proxies
+    through Django's settings alone), or one of `SOCKETIO_ALLOWED_ORIGINS`, by default
+    `CSRF_TRUSTED_ORIGINS`. Without Origin it is no page of another site's that asks.
+    """
+    head = _Head(environ)
+    try:
+        own = f"{head.scheme}://{head.get_host()}"
+    except DisallowedHost as error:
+        logger.warning("%s", error)
+        raise Refused(ErrorCode.BAD_REQUEST, "this host is not in ALLOWED_HOSTS") from None
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None or _same(origin, own):
+        return []
+    allowed = conf.get("ALLOWED_ORIGINS")
+    setting = "SOCKETIO_ALLOWED_ORIGINS"
+    if allowed is None:
+        allowed, setting = settings.CSRF_TRUSTED_ORIGINS, "CSRF_TRUSTED_ORIGINS"
+    if not _in(origin, [allowed] if isinstance(allowed, str) else allowed):
+        logger.warning("Origin %r refused: it is not %s, nor in %s", origin, own, setting)
+        raise Refused(ErrorCode.FORBIDDEN, "this origin is not allowed", HTTPStatus.FORBIDDEN)
+    headers = [
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Allow-Credentials", "true"),
+        ("Vary", "Origin"),
+    ]
+    if environ["REQUEST_METHOD"] == "OPTIONS":
+        asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
+        headers += [
+            ("Access-Control-Allow-Methods", "GET, POST"),
+            ("Access-Control-Allow-Headers", asked or "Content-Type"),
+            ("Access-Control-Max-Age", "600"),
+        ]
+    return headers
+
+
+def _same(origin: str, other: str) -> bool:
+    parts = _parse(origin)
+    return parts is not None and parts == _parse(other)
+
+
+def _in(origin: str, allowed: Sequence[str]) -> bool:
+    if "*" in allowed:
+        return _parse(origin) is not None
+    parts = _parse(origin)
+    if parts is None:
+        return False
+    scheme, host, port = parts
+    for item in allowed:
+        pattern = _parse(item.replace("://*.", "://.", 1))
+        if pattern is None or (pattern[0], pattern[2]) != (scheme, port):
+            continue
+        if is_same_domain(host, pattern[1]) and (pattern[1][0] != "." or host != pattern[1][1:]):
+            return True
+    return False
+
+
+def _parse(origin: str) -> tuple[str, str, int] | None:
+    """Return scheme, host and port, or None for what is no origin of a page (RFC 6454, 6.2)."""
+    try:
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return None
+    scheme, host = parts.scheme.lower(), parts.hostname
+    # What follows from it must be what was there: no path, no user, no odd character.
+    if scheme not in _DEFAULT_PORTS or not host or origin.isspace():
+        return None
+    if parts.path or parts.query or parts.fragment or "@" in parts.netloc or "," in origin:
+        return None
+    return scheme, host.lower(), port or _DEFAULT_PORTS[scheme]

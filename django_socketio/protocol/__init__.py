@@ -1,0 +1,1 @@
+"""The two wire protocols, pure: no clock, no sockets, no framework. Bytes in, values out."""

@@ -1,0 +1,54 @@
+"""JSON as both protocols carry it: orjson, with one hook for what JSON has no word for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from .exceptions import ProtocolError
+
+Default = Callable[[Any], Any]
+"""Return something serialisable for a value that is not, or raise `TypeError`."""
+
+# Dates are left to the hook, which renders them as the framework does elsewhere; keys that are
+# not strings become strings, as in the standard library.
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
+
+
+def refuse(value: Any) -> Any:
+    """Be the hook of those who send plain JSON only."""
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def dumps(value: Any, default: Default = refuse) -> bytes:
+    """Encode `value` as UTF-8 JSON. Raise `TypeError` for what neither JSON nor `default` knows."""
+    return orjson.dumps(value, default=default, option=_OPTIONS)
+
+
+def dumps_binary(value: Any, default: Default = refuse) -> tuple[bytes, list[bytes]]:
+    """
+    Encode `value`, taking every bytes-like object in it out as an attachment.
+
+    Return the JSON, with `{"_placeholder": true, "num": n}` in the place of attachment `n`, and
+    the attachments in that order (Socket.IO protocol v5, "Packet encoding").
+    """
+    attachments: list[bytes] = []
+
+    # orjson calls the hook for bytes, so looking for them costs a message without any nothing.
+    def extract(item: Any) -> Any:
+        if isinstance(item, bytes | bytearray | memoryview):
+            attachments.append(bytes(item))
+            return {"_placeholder": True, "num": len(attachments) - 1}
+        if isinstance(item, tuple):  # a named tuple: orjson takes plain ones only
+            return list(item)
+        return default(item)
+
+    return orjson.dumps(value, default=extract, option=_OPTIONS), attachments
+
+
+def loads(text: str | bytes) -> Any:
+    """Decode JSON. Raise `ProtocolError` for anything else, too deep nesting included."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"invalid JSON: {error}") from None

@@ -1,0 +1,46 @@
+from io import BytesIO
+
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from . import runtime
+
+_NO_SERVER = (
+    "Socket.IO is not served here: this process runs Django alone. Start `manage.py"
+    " runserver_socketio` and send this path to it."
+)
+
+
+# Origins are checked for every request, safe methods included, which Django's CSRF check is not.
+@csrf_exempt
+def socketio(request: HttpRequest) -> HttpResponse:
+    """
+    Open a session: the one request of it that passes the middleware.
+
+    It ends here like any other; the handlers keep it for what it says of the user.
+    """
+    environ = request.META
+    dispatcher = runtime.get_dispatcher()
+    if dispatcher is None or not runtime.can_serve(environ):
+        return HttpResponse(_NO_SERVER, status=503, content_type="text/plain")
+    answer = dispatcher.engine.handle(environ, request)
+    _let_go(request)
+    response = HttpResponse(answer.body, status=answer.status.value)
+    if answer.body:
+        response["Content-Length"] = str(len(answer.body))
+    else:
+        del response["Content-Type"]
+    for name, value in answer.headers:
+        response[name] = value
+    return response
+
+
+def _let_go(request: HttpRequest) -> None:
+    """Cut the request off its connection, which it would keep alive as long as itself."""
+    request.META.pop("wsgi.input", None)
+    request._stream = _EMPTY  # type: ignore[attr-defined]
+    request._read_started = False
+    request._body = b""
+
+
+_EMPTY = BytesIO()
