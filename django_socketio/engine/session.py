@@ -38,7 +38,7 @@ class Session:
     """
     `data` belongs to the application, which sets it in `on_open`.
 
-    All methods run on the hub and none waits, but for `poll()` and `wait_readable()`.
+    All methods run on the hub, and none waits.
     """
 
     __slots__ = (

@@ -24,7 +24,7 @@ export function test(name, fn) {
 /** Connect with the official client; `create` is `io` itself or, for the extension, `extension`. */
 export function open(t, url = URL_OF_SERVER, options = {}, create = io) {
   const socket = create(url, { forceNew: true, reconnectionDelay: 20, reconnectionDelayMax: 200, ...options });
-  t.after(() => socket.disconnect());
+  t.after(() => socket.io.disconnect()); // with every namespace on it
   return socket;
 }
 

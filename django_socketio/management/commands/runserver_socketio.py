@@ -22,6 +22,7 @@ from typing import Any
 import django
 import gevent
 from django.conf import settings
+from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.core.servers.basehttp import get_internal_wsgi_application
@@ -41,6 +42,21 @@ _PATCHING = "SOCKETIO_PATCHING"
 _SUPERVISED = autoreload.DJANGO_AUTORELOAD_ENV
 _RELOAD = 3  # the exit status by which Django's reloader asks for a new process
 _FATAL = 2  # no change of code would help
+
+# Runs a program as Python itself would, but patched before it imports anything.
+_PATCHED = """
+from gevent.monkey import patch_all
+patch_all()
+import runpy, sys
+from pathlib import Path
+_, kind, program, *arguments = sys.argv
+sys.argv = [program, *arguments]
+if kind == "path":
+    sys.path[0] = str(Path(program).resolve().parent)
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
 
 _LISTEN_ERRORS = {
     errno.EACCES: "is not for this user to take: ports below 1024 need privileges",
@@ -149,8 +165,6 @@ class Command(BaseCommand):
         application = get_internal_wsgi_application()
         static = "django.contrib.staticfiles" in settings.INSTALLED_APPS
         if static and not options["nostatic"] and (settings.DEBUG or options["insecure"]):
-            from django.contrib.staticfiles.handlers import StaticFilesHandler
-
             return StaticFilesHandler(application)
         return application
 
@@ -206,16 +220,18 @@ def _execute_patched() -> None:
         )
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
-        program = sys.argv
+        kind, program = "path", sys.argv[0]
     else:
-        name = spec.parent if spec.name.endswith("__main__") and spec.parent else spec.name
-        program = ["--module", name, *sys.argv[1:]]
+        kind = "module"
+        program = spec.parent if spec.name.endswith("__main__") and spec.parent else spec.name
     flags = [f"-W{option}" for option in sys.warnoptions]
-    flags += [f"-X{key}" if value is True else f"-X{key}={value}" for key, value in sys._xoptions.items()]
+    for key, value in sys._xoptions.items():
+        flags.append(f"-X{key}" if value is True else f"-X{key}={value}")
     os.environ[_PATCHING] = "1"
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *flags, "-m", "gevent.monkey", *program])
+    command = [sys.executable, *flags, "-c", _PATCHED, kind, program, *sys.argv[1:]]
+    os.execv(sys.executable, command)
 
 
 def _wait_for_change(stopping: Any) -> None:
