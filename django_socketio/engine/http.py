@@ -12,6 +12,9 @@ from ..protocol.exceptions import ProtocolError
 FRONT = "django_socketio.front"
 """The key of the front's `Front` in the WSGI environ. A server without one cannot serve us."""
 
+HANDLED = "django_socketio.handled"
+"""The key in the WSGI environ of a request that the engine has answered."""
+
 Headers = list[tuple[str, str]]
 Handover = Callable[[Any, bytes], None]
 

@@ -6,15 +6,31 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 
 import logging
 from _socket import socket as RawSocket
-from ssl import SSLWantReadError
+from http import HTTPStatus
+from io import BufferedReader, BytesIO, RawIOBase
+from time import monotonic
 from typing import Any
 
-from gevent.pywsgi import WSGIHandler, WSGIServer
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 from gevent.ssl import SSLSocket
 
-from .http import FRONT, Handover, Response
+from . import head
+from .head import END, MAX_HEAD, BadRequest, Head
+from .http import FRONT, HANDLED, Handover, Response
 
 logger = logging.getLogger(__name__)
+
+HEAD_TIMEOUT = 10.0
+"""Seconds for a request's head, from its first byte or from the accept."""
+IDLE_TIMEOUT = 75.0
+"""Seconds that a connection may wait for its next request."""
+
+BODY_TIMEOUT = 20.0
+"""Seconds that a body may stall."""
+
+
+def _too_large() -> BadRequest:
+    return BadRequest("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
 
 def send_response(response: Response, start_response: Any) -> list[bytes]:
@@ -28,15 +44,97 @@ def send_response(response: Response, start_response: Any) -> list[bytes]:
 
 
 class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
-    """Is the `Front` of each request that it parses."""
+    """
+    Parses heads itself, strictly and within a deadline, and is the `Front` of each request.
+
+    pywsgi's own parser takes much that can be read in two ways.
+    """
 
     _take: Handover | None = None
+    _unread = b""
+    _head: Head
+
+    def __init__(self, sock: Any, address: Any, server: Any) -> None:
+        super().__init__(sock, address, server, rfile=_NO_FILE)
+
+    def handle_one_request(self) -> Any:
+        try:
+            data = self._read_head()
+            if data is None:
+                return None
+            self._head = head.parse(data)
+        except BadRequest as error:
+            return self._refuse(error)
+        request = self._head
+        self.command, self.path, self.request_version = request.method, request.target, request.version
+        self.requestline = f"{self.command} {self.path} {self.request_version}"
+        self.close_connection = not request.keep_alive
+        self.content_length = request.content_length
+        self.environ = self.get_environ()
+        self.application = self.server.application
+        self.handle_one_response()
+        return None if self.close_connection else True
+
+    def _read_head(self) -> bytes | None:
+        """Return the next head without its end, or None if there is none to come."""
+        data = self._unread.lstrip(b"\r\n") if self._unread else b""
+        self.socket.settimeout(HEAD_TIMEOUT if data or not self.requestline else IDLE_TIMEOUT)
+        deadline = None
+        try:
+            while (end := data.find(END)) < 0:
+                if len(data) > MAX_HEAD:
+                    raise _too_large()
+                part = self.socket.recv(MAX_HEAD)
+                if not part:
+                    return None
+                data += part
+                # The deadline is for the whole head: a byte now and then does not move it.
+                now = monotonic()
+                deadline = deadline or now + HEAD_TIMEOUT
+                if now > deadline:
+                    return None
+                self.socket.settimeout(deadline - now + 0.01)
+        except OSError:  # gone, or too slow
+            return None
+        if end > MAX_HEAD:
+            raise _too_large()
+        self._unread = data[end + 4 :]
+        self.socket.settimeout(None)
+        return data[:end]
+
+    def _refuse(self, error: BadRequest) -> tuple[str, bytes]:
+        logger.info("Refused a request from %s: %s", self.client_address, error)
+        status = error.status
+        self.requestline = ""
+        self.time_finish = 1  # there is nothing to time
+        answer = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        return str(status.value), answer.encode()
 
     def get_environ(self) -> dict[str, Any]:
-        environ: dict[str, Any] = super().get_environ()
+        environ: dict[str, Any] = self.server.get_environ()
+        environ.update(self._head.environ)
+        if isinstance(self.client_address, tuple):
+            environ["REMOTE_ADDR"] = self.client_address[0]
+            environ["REMOTE_PORT"] = str(self.client_address[1])
+        environ["wsgi.input"] = self.wsgi_input = self._open_body()
+        environ["wsgi.input_terminated"] = True
         environ[FRONT] = self
         self._take = None
         return environ
+
+    def _open_body(self) -> Any:
+        request = self._head
+        if not request.chunked and not request.content_length:
+            return _NO_BODY
+        # Only the reader of the chunks knows where they end, and it may have read too far.
+        self.close_connection = self.close_connection or request.chunked
+        expects = request.environ.get("HTTP_EXPECT", "").lower() == "100-continue"
+        return Input(
+            BufferedReader(_Body(self, request.content_length)),
+            request.content_length,
+            socket=self.socket if expects else None,
+            chunked_input=request.chunked,
+        )
 
     def handover(self, take: Handover) -> None:
         self._take = take
@@ -65,34 +163,64 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
     def start_response(self, *args: Any, **kwargs: Any) -> Any:
         write = super().start_response(*args, **kwargs)
         if self.close_connection:
-            self.wsgi_input = _Unread()
+            self.wsgi_input = _NO_BODY
         return write
 
     def _give_away(self, take: Handover) -> None:
         self.close_connection = True
         sock, self.socket = self.socket, None
-        sock.settimeout(0.0)  # so that peek() returns what is there and waits for nothing
-        try:
-            data = self.rfile.peek()
-        except SSLWantReadError:
-            data = b""
-        if not isinstance(sock, SSLSocket):
-            sock = RawSocket(fileno=sock.detach())
+        data, self._unread = self._unread, b""
+        if isinstance(sock, SSLSocket):
+            sock.settimeout(0.0)
+        else:
+            sock = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
             sock.setblocking(False)
         take(sock, data)
 
     def log_request(self) -> None:
-        # Polls would drown the rest.
-        level = logging.DEBUG if "&sid=" in (self.requestline or "") else logging.INFO
+        # What the engine answers well it counts itself; polls would drown the rest.
+        fine = self.code < 400 and HANDLED in (self.environ or ())
+        level = logging.DEBUG if fine else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "%s", self.format_request())
 
 
-class _Unread:
-    """Stands for a body that nobody reads because the connection is closed behind the answer."""
+class _Body(RawIOBase):
+    """What follows the head on the connection, at most `length` bytes; first what came with it."""
+
+    def __init__(self, handler: SocketIOHandler, length: int | None) -> None:
+        self._handler = handler
+        self._left = length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        handler = self._handler
+        size = len(buffer) if self._left is None else min(len(buffer), self._left)
+        if handler._unread:
+            data = handler._unread[:size]
+            handler._unread = handler._unread[len(data) :]
+            buffer[: len(data)] = data
+            size = len(data)
+        elif size:
+            handler.socket.settimeout(BODY_TIMEOUT)
+            size = handler.socket.recv_into(buffer, size)
+            handler.socket.settimeout(None)
+        if self._left is not None:
+            self._left -= size
+        return size
+
+
+class _Nothing(BytesIO):
+    """No body, or one that nobody reads because the connection is closed behind the answer."""
 
     def _discard(self) -> None:
         pass
+
+
+_NO_FILE = BytesIO()
+_NO_BODY = _Nothing()
 
 
 class SocketIOServer(WSGIServer):  # type: ignore[misc,unused-ignore]

@@ -20,13 +20,16 @@ from ..protocol.exceptions import ProtocolError
 from . import websocket
 from .deadlines import Deadlines
 from .frames import Frame
-from .http import Headers, Refused, Request, Response
+from .http import HANDLED, Headers, Refused, Request, Response
 from .outbox import Outbox
 from .polling import PollingTransport
 from .session import Probe, Session, State
 from .websocket import WebSocketTransport
 
 logger = logging.getLogger(__name__)
+
+_ORDINARY = frozenset(("transport close", "transport error", "server shutting down"))
+"""Ends that happen all the time: they are logged, but not at a level that a console shows."""
 
 TRANSPORTS = ("polling", "websocket")
 _READ = 1
@@ -97,6 +100,7 @@ class Engine:
         `payload` goes to `on_open` if the request is a handshake.
         """
         self.deadlines.run()  # whoever is late finds the session gone, not about to go
+        environ[HANDLED] = True
         headers: Headers = []
         try:
             headers = self._allow(environ)
@@ -190,9 +194,9 @@ class Engine:
         )
 
     def _switch_protocols(self, request: Request, take: Callable[[Any, bytes], None]) -> Response:
-        status, headers = websocket.handshake(request)
-        if status != HTTPStatus.SWITCHING_PROTOCOLS:
-            raise Refused(ErrorCode.BAD_REQUEST, "no WebSocket handshake", HTTPStatus(status))
+        headers = websocket.handshake(request)
+        if headers is None:
+            raise Refused(ErrorCode.BAD_REQUEST, "no WebSocket handshake")
         request.front.handover(take)
         return Response(HTTPStatus.SWITCHING_PROTOCOLS, headers=headers)
 
@@ -336,7 +340,8 @@ class Engine:
         if session.reason is None:
             session.reason = reason
             self.counters[f"closed: {reason}"] += 1
-            logger.info("Session %s closed: %s", session.sid, reason)
+            level = logging.DEBUG if reason in _ORDINARY else logging.INFO
+            logger.log(level, "Session %s closed: %s", session.sid, reason)
         self.sessions.pop(session.sid, None)
         for lane in (self._pings, self._pongs, self._upgrades, self._closing_sessions):
             lane.discard(session)

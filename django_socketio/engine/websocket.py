@@ -5,16 +5,16 @@ Everything here runs in callbacks of the loop: nothing waits and nothing raises.
 """
 
 import logging
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from socket import SHUT_WR
 from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any, Protocol
 
-from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame as WebSocketFrame, Opcode
-from websockets.http11 import Request as HandshakeRequest
 from websockets.protocol import OPEN, Protocol as WebSocketProtocol, Side
-from websockets.server import ServerProtocol
+from websockets.utils import accept_key
 
 from .frames import Frame
 from .http import Request
@@ -27,25 +27,35 @@ _READ, _WRITE = 1, 2
 _CONTINUATION, _TEXT = Opcode.CONT, Opcode.TEXT
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
-_HANDSHAKE_HEADERS = (
-    ("Connection", "HTTP_CONNECTION"),
-    ("Upgrade", "HTTP_UPGRADE"),
-    ("Sec-WebSocket-Key", "HTTP_SEC_WEBSOCKET_KEY"),
-    ("Sec-WebSocket-Version", "HTTP_SEC_WEBSOCKET_VERSION"),
-)
 
 
-def handshake(request: Request) -> tuple[int, list[tuple[str, str]]]:
-    """Return the status and headers that answer an opening handshake (RFC 6455, 4.2)."""
-    headers = Headers()
-    for name, key in _HANDSHAKE_HEADERS:
-        if (value := request.environ.get(key)) is not None:
-            headers[name] = value
-    response = ServerProtocol(logger=logger).accept(HandshakeRequest("/", headers))
-    kept = ("upgrade", "connection", "sec-websocket-accept", "sec-websocket-version")
-    return response.status_code, [
-        (name, value) for name, value in response.headers.raw_items() if name.lower() in kept
+def handshake(request: Request) -> list[tuple[str, str]] | None:
+    """Return the headers that accept an opening handshake, or None if it is none (RFC 6455, 4.2)."""
+    environ = request.environ
+    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
+    valid = (
+        _has_token(environ.get("HTTP_UPGRADE", ""), "websocket")
+        and _has_token(environ.get("HTTP_CONNECTION", ""), "upgrade")
+        and environ.get("HTTP_SEC_WEBSOCKET_VERSION") == "13"
+        and _KEY.match(key)
+        and request.method == "GET"
+        and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+    )
+    if not valid:
+        return None
+    return [
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Accept", accept_key(key)),
     ]
+
+
+_KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z")  # 16 bytes
+
+
+@lru_cache(64)
+def _has_token(value: str, token: str) -> bool:
+    return any(part.strip().lower() == token for part in value.split(","))
 
 
 class Owner(Protocol):

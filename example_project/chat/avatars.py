@@ -9,8 +9,8 @@ HUES = 10
 
 def avatar(name):
     """Return the name with its initials and the number of its colour."""
-    words = name.split()
-    initials = "".join(word[0] for word in (words[:1] + words[1:][-1:]))
+    letters = [next(filter(str.isalnum, word), "") for word in name.split()]
+    initials = letters[0] + letters[-1] if len(letters) > 1 else "".join(letters)
     return {
         "name": name,
         "initials": initials.upper(),

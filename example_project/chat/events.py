@@ -119,14 +119,16 @@ def join(request, socket, context, data=None):
 
     The subscription came first, so nothing that is said while the history is
     being read gets lost: the browser may hear it twice, and can tell by the id.
+    ``socket.auth`` is what the browser gave along with the connection.
     """
-    cleaned = validated(JoinForm, data)
+    name = validated(JoinForm, data)["name"]
+    token = str(socket.auth.get("token", ""))
     room = Room.objects.filter(slug=str(data.get("room"))).first()
     if room is None or room.channel not in socket.channels:
         raise ValidationError("There is no such room.")
     leave(socket, context)
     try:
-        here, former = room.join(socket.session.session_id, **cleaned)
+        here, former = room.join(socket.session.session_id, name, token)
     except NameTaken:
         raise ValidationError("Somebody here has this name already.") from None
     context["presence"] = here

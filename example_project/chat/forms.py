@@ -48,7 +48,6 @@ class JoinForm(forms.Form):
             "max_length": "Please choose a name of at most %(limit_value)d characters.",
         },
     )
-    token = forms.CharField(required=False, max_length=32)
 
     def clean_name(self):
         return visible_line(self.cleaned_data["name"])

@@ -29,7 +29,8 @@ let lastTyping = 0;
 
 // -- connection --------------------------------------------------------------
 
-const socket = new io.Socket();
+// Whatever `auth` gives goes with each new connection: socket.auth on the server.
+const socket = new io.Socket({ auth: (give) => give({ token: identity?.token ?? "" }) });
 
 socket.on("connect", () => {
   ended = null;
@@ -53,14 +54,14 @@ socket.on("connect_error", () => {
 });
 
 function enter() {
-  if (identity) join(identity, askName);
+  if (identity) join(identity.name, askName);
   else askName();
 }
 
-function join(request, refused) {
+function join(name, refused) {
   early = [];
-  socket.timeout(PATIENCE).emit("join", { room: slug, ...request }, (late, answer) => {
-    if (late) return socket.connected && join(request, refused);
+  socket.timeout(PATIENCE).emit("join", { room: slug, name }, (late, answer) => {
+    if (late) return socket.connected && join(name, refused);
     if (answer.ok) entered(answer);
     else refused(answer.error);
   });
@@ -111,7 +112,7 @@ function nameError(error) {
 byId("join").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!socket.connected) return nameError("Not connected yet, please wait a moment.");
-  join({ name: byId("join-name").value }, (error) => {
+  join(byId("join-name").value, (error) => {
     nameError(error);
     byId("join-name").select();
   });

@@ -36,6 +36,11 @@ def answer(request, socket, context, *args):
     return args
 
 
+@on_event("length")
+def length(request, socket, context, text):
+    return len(text)
+
+
 @on_event("silent")
 def silent(request, socket, context, *args):
     """Return nothing: a client that asks for an acknowledgement gets an empty one."""
