@@ -22,7 +22,9 @@ from .outbox import Outbox
 
 logger = logging.getLogger(__name__)
 
-READ_SIZE = 65536
+_buffer = memoryview(bytearray(65536))
+"""What has just been read, from whichever connection: it is copied before the next read."""
+
 _READ, _WRITE = 1, 2
 _CONTINUATION, _TEXT = Opcode.CONT, Opcode.TEXT
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
@@ -230,20 +232,20 @@ class WebSocketTransport:
         if self.closed or self.paused:
             return
         try:
-            data = self._sock.recv(READ_SIZE)
+            size = self._sock.recv_into(_buffer)
         except _WOULD_BLOCK:
             return
         except OSError as error:
             self._lost("transport error", error)
             return
-        if not data:
+        if not size:
             self._lost("transport close")
             return
-        self._received(data)
+        self._received(_buffer[:size])
         if self._tls and not self.closed and self._sock.pending():
             self._loop.run_callback(self.read)
 
-    def _received(self, data: bytes) -> None:
+    def _received(self, data: bytes | memoryview) -> None:
         protocol = self._protocol
         protocol.receive_data(data)
         for frame in protocol.events_received():

@@ -123,8 +123,11 @@ def join(request, socket, context, data=None):
     """
     name = validated(JoinForm, data)["name"]
     token = str(socket.auth.get("token", ""))
-    room = Room.objects.filter(slug=str(data.get("room"))).first()
-    if room is None or room.channel not in socket.channels:
+    slug = str(data.get("room"))
+    if CHANNEL_PREFIX + slug not in socket.channels:
+        raise ValidationError("Please subscribe to the channel of the room first.")
+    room = Room.objects.filter(slug=slug).first()
+    if room is None:
         raise ValidationError("There is no such room.")
     leave(socket, context)
     try:

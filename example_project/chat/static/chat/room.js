@@ -106,7 +106,7 @@ function askName(error = "") {
 
 function nameError(error) {
   byId("join-error").textContent = error;
-  byId("join-name").toggleAttribute("aria-invalid", Boolean(error));
+  byId("join-name").setAttribute("aria-invalid", String(Boolean(error)));
 }
 
 byId("join").addEventListener("submit", (event) => {
