@@ -131,9 +131,13 @@ def quietest(figures: Iterator[Figure]) -> Figure:
     taken = []
     for figure in figures:
         taken.append(figure)
-        if figure.get("strangers", 0) <= QUIET:
+        if strangers(figure) <= QUIET:
             break
-    return min(taken, key=lambda figure: figure.get("strangers", 0))
+    return min(taken, key=strangers)
+
+
+def strangers(figure: Figure) -> float:
+    return figure.get("strangers", 0)
 
 
 def load_command(server: Server, load: list[str]) -> list[str]:
@@ -152,8 +156,8 @@ def measure_load(server: Server, load: list[str]) -> Figure:
     )
     if finished.returncode:
         raise Failed(finished.stderr.strip())
-    strangers = (strangers_seconds(server) - before) / (time.monotonic() - started)
-    return {**json.loads(finished.stdout), "strangers": round(max(strangers, 0), 3)}
+    share = (strangers_seconds(server) - before) / (time.monotonic() - started)
+    return {**json.loads(finished.stdout), "strangers": round(max(share, 0), 3)}
 
 
 def strangers_seconds(server: Server) -> float:
@@ -207,6 +211,9 @@ def report(rounds: Rounds, scenarios: list[str], out: Path | None) -> None:
 
 
 def median(figures: list[Figure]) -> Figure:
+    """Return the median of the quiet figures, or the quietest when there are none."""
+    quiet = [figure for figure in figures if strangers(figure) <= QUIET]
+    figures = quiet or [min(figures, key=strangers)]
     return {name: statistics.median(figure[name] for figure in figures) for name in figures[0]}
 
 

@@ -59,7 +59,7 @@ def ratios(ours: Figure | None, theirs: Figure | None) -> dict[str, float]:
 
 
 def ratio_cell(ours: Figure | None, theirs: Figure | None) -> str:
-    return "  ".join(f"{ratio:.2f}x" for ratio in ratios(ours, theirs).values()) or "-"
+    return "  ".join(f"{ratio:.3g}x" for ratio in ratios(ours, theirs).values()) or "-"
 
 
 def most(name: str, figures: Iterable[Figure]) -> str:

@@ -39,14 +39,14 @@ def allow(environ: dict[str, Any]) -> Headers:
     through Django's settings alone), or one of `SOCKETIO_ALLOWED_ORIGINS`, by default
     `CSRF_TRUSTED_ORIGINS`. Without Origin it is no page of another site's that asks.
     """
-    head = _Head(environ)
     try:
+        head = _Head(environ)
         own = f"{head.scheme}://{head.get_host()}"
     except DisallowedHost as error:
         logger.warning("%s", error)
         raise Refused(ErrorCode.BAD_REQUEST, "this host is not in ALLOWED_HOSTS") from None
     origin = environ.get("HTTP_ORIGIN")
-    if origin is None or _same(origin, own):
+    if origin is None or origin == own or _same(origin, own):
         return []
     allowed = conf.get("ALLOWED_ORIGINS")
     setting = "SOCKETIO_ALLOWED_ORIGINS"

@@ -16,7 +16,7 @@ HANDLED = "django_socketio.handled"
 """The key in the WSGI environ of a request that the engine has answered."""
 
 Headers = list[tuple[str, str]]
-Handover = Callable[[Any, bytes], None]
+Handover = Callable[[Any, bytes, bytes], None]
 
 
 class Front(Protocol):
@@ -24,10 +24,11 @@ class Front(Protocol):
 
     def handover(self, take: Handover) -> None:
         """
-        Call `take(sock, data)` after the answer is on its way, if it was a 101.
+        Call `take(sock, greeting, data)` instead of sending the answer, if that is a 101.
 
-        `sock` is a non-blocking socket that now belongs to the engine, `data` what the client
-        sent behind its request. Whatever else the answer was, `take` is dropped.
+        `sock` is a non-blocking socket that now belongs to the engine, `greeting` the answer,
+        which the engine sends first, and `data` what the client sent behind its request.
+        Whatever else the answer is, `take` is dropped.
         """
 
     def fileno(self) -> int:

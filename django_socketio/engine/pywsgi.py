@@ -5,14 +5,18 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 """
 
 import logging
+from collections.abc import Callable
+from contextvars import Context
 from _socket import socket as RawSocket
 from http import HTTPStatus
 from io import BufferedReader, BytesIO, RawIOBase
 from time import monotonic
 from typing import Any
 
+from gevent import get_hub
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 from gevent.ssl import SSLSocket
+from greenlet import getcurrent, greenlet
 
 from . import head
 from .head import END, MAX_HEAD, BadRequest, Head
@@ -52,6 +56,7 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
 
     _take: Handover | None = None
     _unread = b""
+    _greeting = b""
     _head: Head
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
@@ -166,6 +171,14 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
             self.wsgi_input = _NO_BODY
         return write
 
+    def _sendall(self, data: Any) -> None:
+        # A 101 leaves together with what the engine says first.
+        if self.code == 101 and self._take is not None:
+            self._greeting = bytes(data)
+            self.response_length += len(data)
+        else:
+            super()._sendall(data)
+
     def _give_away(self, take: Handover) -> None:
         self.close_connection = True
         sock, self.socket = self.socket, None
@@ -175,7 +188,7 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
         else:
             sock = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
             sock.setblocking(False)
-        take(sock, data)
+        take(sock, self._greeting, data)
 
     def log_request(self) -> None:
         # What the engine answers well it counts itself; polls would drown the rest.
@@ -223,8 +236,46 @@ _NO_FILE = BytesIO()
 _NO_BODY = _Nothing()
 
 
+class Greenlets:
+    """
+    Greenlets that serve one connection after the other.
+
+    What Django and others keep for each thread is then made once and not for every connection.
+    Each connection has a `contextvars` context of its own.
+    """
+
+    def __init__(self) -> None:
+        self._hub = get_hub()
+        self._idle: list[greenlet] = []
+
+    def spawn(self, function: Callable[..., None], *args: Any) -> None:
+        if self._idle:
+            self._hub.loop.run_callback(self._idle.pop().switch, function, args)
+        else:
+            self._hub.loop.run_callback(greenlet(self._run, self._hub).switch, function, args)
+
+    def _run(self, function: Callable[..., None], args: Any) -> None:
+        current = getcurrent()
+        while True:
+            try:
+                Context().run(function, *args)
+            except Exception:
+                logger.exception("A connection failed")
+            if len(self._idle) >= _KEPT:
+                return
+            self._idle.append(current)
+            function, args = self._hub.switch()
+
+
+_KEPT = 32
+
+
 class SocketIOServer(WSGIServer):  # type: ignore[misc,unused-ignore]
     handler_class = SocketIOHandler
+
+    def __init__(self, listener: Any, application: Any, **options: Any) -> None:
+        options.setdefault("spawn", Greenlets().spawn)
+        super().__init__(listener, application, **options)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         # The inherited method closes the socket behind the handler, which may have given it away.

@@ -20,7 +20,7 @@ from ..protocol.exceptions import ProtocolError
 from . import websocket
 from .deadlines import Deadlines
 from .frames import Frame
-from .http import HANDLED, Headers, Refused, Request, Response
+from .http import HANDLED, Handover, Headers, Refused, Request, Response
 from .outbox import Outbox
 from .polling import PollingTransport
 from .session import Probe, Session, State
@@ -164,9 +164,10 @@ class Engine:
             )
         if transport == "websocket":
 
-            def take(sock: Any, data: bytes) -> None:
+            def take(sock: Any, greeting: bytes, data: bytes) -> None:
                 session = Session(secrets.token_urlsafe(16), self)
                 session.transport = self._websocket(sock, session)
+                session.transport.greet(greeting)
                 session.transport.send(Frame(self._open_packet(session, upgrades=())))
                 self._open(session, payload)
                 session.transport.start(data)
@@ -193,7 +194,7 @@ class Engine:
             max_payload=config.max_payload,
         )
 
-    def _switch_protocols(self, request: Request, take: Callable[[Any, bytes], None]) -> Response:
+    def _switch_protocols(self, request: Request, take: Handover) -> Response:
         headers = websocket.handshake(request)
         if headers is None:
             raise Refused(ErrorCode.BAD_REQUEST, "no WebSocket handshake")
@@ -274,9 +275,10 @@ class Engine:
     # Upgrade
 
     def _upgrade(self, request: Request, session: Session) -> Response:
-        def take(sock: Any, data: bytes) -> None:
+        def take(sock: Any, greeting: bytes, data: bytes) -> None:
             probe = Probe(session, self)
             probe.transport = self._websocket(sock, probe)
+            probe.transport.greet(greeting)
             if (
                 session.state is State.OPEN
                 and isinstance(session.transport, PollingTransport)

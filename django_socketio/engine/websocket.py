@@ -16,6 +16,11 @@ from websockets.frames import CloseCode, Frame as WebSocketFrame, Opcode
 from websockets.protocol import OPEN, Protocol as WebSocketProtocol, Side
 from websockets.utils import accept_key
 
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # built without a compiler
+    from websockets.utils import apply_mask
+
 from .frames import Frame
 from .http import Request
 from .outbox import Outbox
@@ -27,6 +32,7 @@ _buffer = memoryview(bytearray(65536))
 
 _READ, _WRITE = 1, 2
 _CONTINUATION, _TEXT = Opcode.CONT, Opcode.TEXT
+_WHOLE_TEXT = 0x81  # FIN and the opcode, no reserved bit
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
 
@@ -83,6 +89,7 @@ class WebSocketTransport:
         "_fragments_are_text",
         "_loop",
         "_max_buffer",
+        "_max_payload",
         "_out",
         "_outbox",
         "_protocol",
@@ -115,9 +122,8 @@ class WebSocketTransport:
         self._loop = loop
         self._outbox = outbox
         self._max_buffer = self._bound = max_buffer
-        self._protocol = WebSocketProtocol(
-            Side.SERVER, state=OPEN, max_size=max_payload, logger=logger
-        )
+        self._max_payload = max_payload
+        self._protocol: WebSocketProtocol | None = None
         self._fragments: list[bytes] | None = None
         self._fragments_are_text = False
         self._out: list[bytes] = []
@@ -129,11 +135,15 @@ class WebSocketTransport:
         self.closed = False
         self._reader = loop.io(sock.fileno(), _READ)
 
+    def greet(self, answer: bytes) -> None:
+        """Send the answer to the handshake, before anything else."""
+        self._write(answer)
+
     def start(self, data: bytes) -> None:
         """Begin to read; `data` came along with the handshake."""
         self._reader.start(self.read)
         if data:
-            self._received(data)
+            self._received(memoryview(data))
         if self._tls:
             # What TLS has decrypted already makes no descriptor readable.
             self._loop.run_callback(self.read)
@@ -245,9 +255,13 @@ class WebSocketTransport:
         if self._tls and not self.closed and self._sock.pending():
             self._loop.run_callback(self.read)
 
-    def _received(self, data: bytes | memoryview) -> None:
-        protocol = self._protocol
-        protocol.receive_data(data)
+    def _received(self, data: memoryview) -> None:
+        if self._protocol is None and self._closing is None:
+            data = self._receive_texts(data)
+            if not data or self.closed:
+                return
+        protocol = self._core()
+        protocol.receive_data(bytes(data))
         for frame in protocol.events_received():
             self._frame_received(frame)
             if self.closed:
@@ -255,6 +269,38 @@ class WebSocketTransport:
         answers = protocol.data_to_send()
         if answers:
             self._answer(answers)
+
+    def _receive_texts(self, data: memoryview) -> memoryview:
+        """
+        Take the whole text messages that `data` begins with, and return what is not such.
+
+        Nearly all that clients send is one short message in one frame in one segment, and most
+        never send anything else. Reading that here saves the protocol's object and a quarter of
+        the time of an event. All else is the protocol's, and from then on everything.
+        """
+        while len(data) > 5 and data[0] == _WHOLE_TEXT:
+            length, start = data[1] - 0x80, 2  # negative without the mask that a client must use
+            if length == 126:
+                length, start = data[2] << 8 | data[3], 4
+            end = start + 4 + length
+            if not 0 <= length <= self._max_payload or data[1] == 0xFF or end > len(data):
+                break
+            try:
+                text = str(apply_mask(data[start + 4 : end], data[start : start + 4]), "utf-8")
+            except UnicodeDecodeError:
+                break
+            data = data[end:]
+            self.owner.receive_text(text)
+            if self.closed or self._closing is not None:
+                break
+        return data
+
+    def _core(self) -> WebSocketProtocol:
+        if self._protocol is None:
+            self._protocol = WebSocketProtocol(
+                Side.SERVER, state=OPEN, max_size=self._max_payload, logger=logger
+            )
+        return self._protocol
 
     def _frame_received(self, frame: WebSocketFrame) -> None:
         opcode = frame.opcode
@@ -280,7 +326,7 @@ class WebSocketTransport:
         try:
             text = str(data, "utf-8")
         except UnicodeDecodeError:
-            self._protocol.fail(CloseCode.INVALID_DATA)  # RFC 6455, 8.1
+            self._core().fail(CloseCode.INVALID_DATA)  # RFC 6455, 8.1
             self._closing = self._shutdown
             return
         self.owner.receive_text(text)
@@ -292,7 +338,8 @@ class WebSocketTransport:
             self._write(data)
         if not ends or self.closed:
             return
-        failed = self._protocol.close_rcvd is None
+        protocol = self._core()
+        failed = protocol.close_rcvd is None
         # After both close frames the server closes at once (RFC 6455, 7.1.1). After a failure it
         # first lets the client read why: closing with unread input would reset the connection.
         self._closing = self._shutdown if failed else self.abort
@@ -300,7 +347,7 @@ class WebSocketTransport:
         if not self.waiting and self._closing is not None:
             self._closing()
         if failed:
-            logger.info("WebSocket failed: %s", self._protocol.close_sent)
+            logger.info("WebSocket failed: %s", protocol.close_sent)
         self.owner.transport_lost("parse error" if failed else "transport close")
 
     def _shutdown(self) -> None:
@@ -321,9 +368,10 @@ class WebSocketTransport:
         """
         if self.closed or self._closing is not None:
             return
-        if self._protocol.state is OPEN:
-            self._protocol.send_close(code, reason)
-            for data in self._protocol.data_to_send():
+        protocol = self._core()
+        if protocol.state is OPEN:
+            protocol.send_close(code, reason)
+            for data in protocol.data_to_send():
                 self._write(data)
         self._closing = self._await_close
         self.resume()  # to read the client's close frame

@@ -87,6 +87,10 @@ def decode(text: str, *, max_attachments: int) -> Packet | Assembly:
     Raise `ProtocolError` for whatever the protocol does not allow, more than `max_attachments`
     included.
     """
+    if text[:2] == "2[":  # an event as most are: nothing stands between its type and its data
+        data = json.loads(text[1:])
+        _validate(EVENT, data, None)
+        return Packet(EVENT, "/", data, None)
     try:
         type_, binary = _TYPES[text[0]]
     except (IndexError, KeyError):
