@@ -7,7 +7,6 @@ not queue, since the handler that waits for them is what the queue waits for.
 """
 
 import logging
-import secrets
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -19,7 +18,7 @@ from gevent import Timeout
 from gevent.event import Event
 
 from . import events
-from .engine import Config, Engine, Frame, Headers, Session
+from .engine import Config, Engine, Frame, Headers, Session, new_sid
 from .events import MESSAGE, SUBSCRIBE, UNSUBSCRIBE, Handler, Registry
 from .exceptions import BackendError, ConnectionRefused
 from .hub import Hub
@@ -115,8 +114,7 @@ class Connection:
         if not events.registry.has_namespace(namespace):
             self._dispatcher.refuse_namespace(self, namespace)
             return
-        sid = secrets.token_urlsafe(16)
-        socket = Socket(sid, namespace, auth, self, self._dispatcher.hub)
+        socket = Socket(new_sid(), namespace, auth, self, self._dispatcher.hub)
         self.sockets[namespace] = socket
         self._dispatcher.connecting(self)
         self.enqueue(self._dispatcher.connect, self, socket)

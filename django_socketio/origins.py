@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 from django.http import HttpRequest
 from django.http.request import is_same_domain
 
@@ -40,8 +43,7 @@ def allow(environ: dict[str, Any]) -> Headers:
     `CSRF_TRUSTED_ORIGINS`. Without Origin it is no page of another site's that asks.
     """
     try:
-        head = _Head(environ)
-        own = f"{head.scheme}://{head.get_host()}"
+        own = _own_origin(*(environ.get(key) for key in _own_keys()))
     except DisallowedHost as error:
         logger.warning("%s", error)
         raise Refused(ErrorCode.BAD_REQUEST, "this host is not in ALLOWED_HOSTS") from None
@@ -68,6 +70,37 @@ def allow(environ: dict[str, Any]) -> Headers:
             ("Access-Control-Max-Age", "600"),
         ]
     return headers
+
+
+_KEYS = (
+    "wsgi.url_scheme",
+    "HTTP_HOST",
+    "HTTP_X_FORWARDED_HOST",
+    "HTTP_X_FORWARDED_PORT",
+    "SERVER_NAME",
+    "SERVER_PORT",
+)
+"""All of the environ that Django's `get_host()` and `scheme` read, but for the proxy's header."""
+
+
+@lru_cache(1)
+def _own_keys() -> tuple[str, ...]:
+    header = settings.SECURE_PROXY_SSL_HEADER
+    return _KEYS if header is None else (*_KEYS, header[0])
+
+
+@lru_cache(1024)
+def _own_origin(*values: str | None) -> str:
+    """Return the server's own origin; raise `DisallowedHost` if the Host header is not allowed."""
+    present = zip(_own_keys(), values, strict=True)
+    head = _Head({key: value for key, value in present if value is not None})
+    return f"{head.scheme}://{head.get_host()}"
+
+
+@receiver(setting_changed)
+def _forget(**kwargs: Any) -> None:
+    _own_keys.cache_clear()
+    _own_origin.cache_clear()
 
 
 def _same(origin: str, other: str) -> bool:

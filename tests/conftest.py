@@ -24,6 +24,8 @@ from tests import support
 
 django.setup()
 
+from tests.sites import Site, no_handlers
+
 # The machine's pace is no property of the code. What CI adds (its seed) stays.
 hypothesis.settings.register_profile("tests", parent=hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -75,6 +77,20 @@ def greenlet_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseExcept
     yield errors
     if errors:
         raise BaseExceptionGroup("in a greenlet or the hub", errors)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Serve the project in this process; `tests.sites.settings` marks a test with settings."""
+    with Site(**getattr(request, "param", {})) as site:
+        yield site
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Forget the handlers that a test binds."""
+    with no_handlers():
+        yield
 
 
 @pytest.fixture(scope="session")

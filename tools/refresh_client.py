@@ -1,11 +1,12 @@
 """Bring the official Socket.IO client for browsers into the package, or check what is there.
 
-    python tools/refresh_client.py [VERSION]    fetch it with npm (default: the newest 4.x) and write it
-    python tools/refresh_client.py --check      compare the files with their record, without a network
+    python tools/refresh_client.py [VERSION]    fetch it with npm, by default the newest 4.x
+    python tools/refresh_client.py --check      compare the files with their record, offline
 
-The files are upstream's, byte for byte, the source map included: Django's ManifestStaticFilesStorage follows the
-sourceMappingURL at the end of the script and fails where the map is missing. The record beside them names the version and
-the checksums.
+The files are upstream's, byte for byte, the source map included: Django's
+ManifestStaticFilesStorage follows the sourceMappingURL at the end of the script and fails where the
+map is missing. The record beside them names the version and the checksums. The interop tests get
+the same version of the client.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = "socket.io-client"
-TARGET = Path(__file__).resolve().parent.parent / "django_socketio" / "static" / "django_socketio"
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "django_socketio" / "static" / "django_socketio"
 RECORD = TARGET / "socket.io.json"
+INTEROP = ROOT / "tests" / "interop"
 
-# Ours: the package's.
+# Each with where upstream's package has it.
 FILES = {
     "socket.io.min.js": "dist/socket.io.min.js",
     "socket.io.min.js.map": "dist/socket.io.min.js.map",
@@ -31,8 +34,12 @@ FILES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("version", nargs="?", default="4", help="an exact version or a range that npm understands")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "version", nargs="?", default="4", help="an exact version or a range that npm understands"
+    )
     parser.add_argument("--check", action="store_true", help="compare the files with their record")
     options = parser.parse_args(argv)
     try:
@@ -62,11 +69,15 @@ def refresh(wanted: str) -> dict:
         "license": "MIT",
         "integrity": packed["integrity"],
         "note": "Upstream's files, unchanged; written by tools/refresh_client.py.",
-        "files": {name: {"from": source, "sha256": sha256(contents[name])} for name, source in FILES.items()},
+        "files": {
+            name: {"from": source, "sha256": sha256(contents[name])}
+            for name, source in FILES.items()
+        },
     }
     for name, content in contents.items():
         (TARGET / name).write_bytes(content)
     RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    pin(record["version"])
     return record
 
 
@@ -75,27 +86,36 @@ def check() -> dict:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     for name in FILES:
         if sha256((TARGET / name).read_bytes()) != record["files"][name]["sha256"]:
-            raise RefreshError(f"{name} is not the file that {RECORD.name} records; run this script to fetch it again")
+            raise RefreshError(f"{name} is not the one in {RECORD.name}; fetch it again")
     return record
 
 
 def pack(specifier: str, directory: Path) -> dict:
     """Have npm download the package's archive; return what npm says of it."""
-    command = ["npm", "pack", specifier, "--json", "--silent"]
-    try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise RefreshError("npm is not on PATH; install Node.js to refresh the client") from None
-    if done.returncode:
-        raise RefreshError(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
-    packed = json.loads(done.stdout)
+    packed = json.loads(npm("pack", specifier, "--json", cwd=directory))
     if len(packed) != 1:
         raise RefreshError(f"{specifier} names {len(packed)} versions; give one")
     return packed[0]
 
 
+def pin(version: str) -> None:
+    """Have the interop tests use the version; their .npmrc keeps the lock free of addresses."""
+    npm("install", "--package-lock-only", "--save-exact", f"{PACKAGE}@{version}", cwd=INTEROP)
+
+
+def npm(*arguments: str, cwd: Path) -> str:
+    command = ["npm", *arguments, "--silent"]
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RefreshError("npm is not on PATH; install Node.js to refresh the client") from None
+    if done.returncode:
+        raise RefreshError(f"{' '.join(command)} failed:\n{done.stderr or done.stdout}")
+    return done.stdout
+
+
 def verify_integrity(archive: bytes, integrity: str) -> None:
-    """Hold the archive against its subresource integrity, ``algorithm-base64``, as the registry states it."""
+    """Hold the archive against the registry's word on it, `algorithm-base64`."""
     algorithm, _, expected = integrity.partition("-")
     if base64.b64encode(hashlib.new(algorithm, archive).digest()).decode() != expected:
         raise RefreshError("the archive does not match its integrity")
@@ -117,7 +137,7 @@ def extract(path: Path) -> dict[str, bytes]:
 
 
 def verify_contents(contents: dict[str, bytes], version: str) -> None:
-    """See that the script is the version's own build, with its map, and that the licence is the one we state."""
+    """See that the script is the version's own build, has its map, and is still under MIT."""
     script = contents["socket.io.min.js"]
     if f"Socket.IO v{version}\n".encode() not in script[:200]:
         raise RefreshError(f"the script's banner does not say v{version}")

@@ -3,7 +3,7 @@
 from .frames import Frame
 from .http import FRONT, Front, Handover, Headers, Refused, Request, Response
 from .server import Config, Engine
-from .session import Session, State
+from .session import Session, State, new_sid
 
 __all__ = [
     "FRONT",
@@ -18,4 +18,5 @@ __all__ = [
     "Response",
     "Session",
     "State",
+    "new_sid",
 ]

@@ -17,10 +17,9 @@ END = b"\r\n\r\n"
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([01])\Z")
 # No white space before the colon (RFC 9112, 5.1); no line folding (5.2); and in the value no
-# character that anything behind us may take for the end of a line.
-_HEADER = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f\x85]*?)[ \t]*\Z"
-)
+# character that anything behind us may take for the end of a line. The white space around the
+# value is stripped afterwards: an expression for it would try every way to divide a run of blanks.
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f\x85]*)\Z")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)(/[^#]*)?\Z", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,15}\Z", re.ASCII)
 
@@ -81,7 +80,7 @@ def _parse_headers(lines: list[bytes]) -> dict[str, str]:
         key = _environ_key(match[1])
         if key is None:
             continue
-        value = match[2].decode("latin-1")
+        value = match[2].strip(b" \t").decode("latin-1")
         if key not in environ:
             environ[key] = value
         elif key in _SINGLE:

@@ -111,6 +111,7 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
         logger.info("Refused a request from %s: %s", self.client_address, error)
         status = error.status
         self.requestline = ""
+        self.code, self._orig_status = status.value, str(status.value)  # for log_request()
         self.time_finish = 1  # there is nothing to time
         answer = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         return str(status.value), answer.encode()
@@ -149,12 +150,14 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
         return fd
 
     def finalize_headers(self) -> None:
-        super().finalize_headers()
-        if self.code == 101:
-            # RFC 9110, 8.6: no Content-Length in a 1xx, whoever has put it there.
-            self.response_headers = [
-                item for item in self.response_headers if item[0].lower() != b"content-length"
-            ]
+        if self.code != 101:
+            super().finalize_headers()
+            return
+        self.connection_upgraded = True
+        # RFC 9110, 8.6: no Content-Length in a 1xx, whoever has put it there.
+        self.response_headers = [
+            item for item in self.response_headers if item[0].lower() != b"content-length"
+        ]
 
     def handle_one_response(self) -> None:
         super().handle_one_response()

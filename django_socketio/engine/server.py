@@ -1,7 +1,6 @@
 """The engine: sessions, and every request that opens, feeds, polls or upgrades one."""
 
 import logging
-import secrets
 from _socket import socket as RawSocket
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from .frames import Frame
 from .http import HANDLED, Handover, Headers, Refused, Request, Response
 from .outbox import Outbox
 from .polling import PollingTransport
-from .session import Probe, Session, State
+from .session import Probe, Session, State, new_sid
 from .websocket import WebSocketTransport
 
 logger = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class Engine:
         if transport == "websocket":
 
             def take(sock: Any, greeting: bytes, data: bytes) -> None:
-                session = Session(secrets.token_urlsafe(16), self)
+                session = Session(new_sid(), self)
                 session.transport = self._websocket(sock, session)
                 session.transport.greet(greeting)
                 session.transport.send(Frame(self._open_packet(session, upgrades=())))
@@ -173,7 +172,7 @@ class Engine:
                 session.transport.start(data)
 
             return self._switch_protocols(request, take)
-        session = Session(secrets.token_urlsafe(16), self)
+        session = Session(new_sid(), self)
         session.transport = PollingTransport(self._config.max_buffer, session.end)
         self._open(session, payload)
         return Response.text(self._open_packet(session, upgrades=("websocket",)))

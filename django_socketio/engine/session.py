@@ -11,8 +11,10 @@ one has fetched what was sent last. CLOSED knows neither transport nor engine.
 """
 
 import logging
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from enum import Enum, auto
+from os import urandom
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import engineio
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from .server import Engine
 
 logger = logging.getLogger(__name__)
+
+
+def new_sid() -> str:
+    """Return 128 random bits, 22 characters that fit a URL."""
+    return urlsafe_b64encode(urandom(16))[:22].decode()
 
 
 class State(Enum):

@@ -141,6 +141,8 @@ class WebSocketTransport:
 
     def start(self, data: bytes) -> None:
         """Begin to read; `data` came along with the handshake."""
+        if self.closed:  # by the application, or the client was gone already
+            return
         self._reader.start(self.read)
         if data:
             self._received(memoryview(data))

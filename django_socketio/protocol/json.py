@@ -41,6 +41,8 @@ def dumps_binary(value: Any, default: Default = refuse) -> tuple[bytes, list[byt
             return {"_placeholder": True, "num": len(attachments) - 1}
         if isinstance(item, tuple):  # a named tuple: orjson takes plain ones only
             return list(item)
+        if isinstance(item, float):  # of a class of its own, such as numpy's
+            return float(item)
         return default(item)
 
     return orjson.dumps(value, default=extract, option=_OPTIONS), attachments

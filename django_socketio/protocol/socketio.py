@@ -189,6 +189,8 @@ def encode(packet: Packet, default: json.Default = json.refuse) -> tuple[bytes, 
     type_, namespace, data, id_ = packet
     body, attachments = (b"", []) if data is None else json.dumps_binary(data, default)
     if attachments:
+        if type_ is not EVENT and type_ is not ACK:
+            raise TypeError(f"A {type_.name} packet carries no binary data")
         head = f"{BINARY_EVENT if type_ is EVENT else BINARY_ACK:d}{len(attachments)}-"
     else:
         head = "0123456"[type_]

@@ -7,14 +7,13 @@ with 0, or with the traceback of what did not happen.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support import CHROMIUM_ARGUMENTS  # noqa: E402
+from tests.support import CHROMIUM_ARGUMENTS
 
 
 def main(chromium: str, url: str, transports: str, screenshot: str) -> None:
@@ -70,6 +69,21 @@ def play(browser: Browser, url: str, transports: str, screenshot: str) -> None:
 
     anna.screenshot(path=screenshot)
     assert not complaints, complaints
+
+    # Of the pages of other origins, only those that the project trusts. Chromium knows by itself
+    # that all of localhost is this machine.
+    for host, result in ("localhost", "connected"), ("untrusted.localhost", "refused"):
+        stranger = browser.new_page()
+        stranger.goto(f"{url.replace('127.0.0.1', host)}/page/tea/")
+        assert stranger.evaluate(CONNECT, [url, transports]) == result
+
+
+CONNECT = """([url, transports]) => new Promise((resolve) => {
+    const options = transports ? { transports: [transports] } : {};
+    const socket = new io.Socket(url, { ...options, reconnection: false });
+    socket.on("connect", () => resolve("connected"));
+    socket.on("connect_error", () => resolve("refused"));
+})"""
 
 
 def joined(page: Page) -> None:

@@ -1,4 +1,4 @@
-// The browser extension over a stub of the official client: every race without a network or a clock.
+// The browser extension over a stub of the official client: every race, with no network or clock.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -7,14 +7,17 @@ import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import vm from "node:vm";
 
-const SCRIPT = fileURLToPath(new URL("../../django_socketio/static/django_socketio/socketio.js", import.meta.url));
+const SCRIPT = fileURLToPath(
+  new URL("../../django_socketio/static/django_socketio/socketio.js", import.meta.url),
+);
 const extend = createRequire(import.meta.url)(SCRIPT);
 
 const OK = { ok: true };
 const REFUSED = { ok: false, error: "permission denied" };
 const ABANDONED = { ok: false, error: "unsubscribed before the server answered" };
 
-// What the extension sees of the official socket: its offline buffer, its flags, acks that are dropped with the connection.
+// What the extension sees of the official socket: its offline buffer, its flags, acks that are
+// dropped with the connection.
 class StubSocket {
   constructor(manager, nsp, options) {
     Object.assign(this, { manager, nsp, options });
@@ -114,13 +117,22 @@ test("the socket defaults to WebSocket first, with polling behind it", () => {
   const io = extend(client());
   const socket = new io.Socket();
   assert.equal(socket.url, undefined);
-  assert.deepEqual(socket.options, { path: "/socket.io/", transports: ["websocket", "polling"], tryAllTransports: true });
+  assert.deepEqual(socket.options, {
+    path: "/socket.io/",
+    transports: ["websocket", "polling"],
+    tryAllTransports: true,
+  });
 });
 
 test("options override the defaults and are not changed", () => {
   const io = extend(client(), { path: "/rt/" });
   const options = Object.freeze({ transports: ["polling"], auth: { token: "t" } });
-  const expected = { path: "/rt/", transports: ["polling"], tryAllTransports: true, auth: { token: "t" } };
+  const expected = {
+    path: "/rt/",
+    transports: ["polling"],
+    tryAllTransports: true,
+    auth: { token: "t" },
+  };
   assert.deepEqual(new io.Socket("/chat", options).options, expected);
   assert.deepEqual(new io.Socket(options).options, expected);
   assert.deepEqual(new io.Socket(null, options).options, expected);
@@ -132,7 +144,10 @@ test("the page's server may be another origin", () => {
   assert.equal(new io.Socket().url, "https://rt.example.com");
   assert.equal(new io.Socket("/chat").url, "https://rt.example.com/chat");
   assert.equal(new io.Socket("//other.example.com").url, "//other.example.com");
-  assert.equal(new io.Socket("https://other.example.com/chat").url, "https://other.example.com/chat");
+  assert.equal(
+    new io.Socket("https://other.example.com/chat").url,
+    "https://other.example.com/chat",
+  );
 });
 
 test("a module namespace is accepted, and a second call changes nothing", () => {
@@ -189,12 +204,18 @@ test("a number is a channel, nothing is not", () => {
   socket.subscribe(7);
   assert.deepEqual(socket.sent, [["__subscribe__", "7"]]);
   for (const channel of [undefined, null, "", {}, () => {}]) {
-    assert.throws(() => socket.subscribe(channel), { name: "TypeError", message: /a channel is a string/ });
-    assert.throws(() => socket.unsubscribe(channel), { name: "TypeError", message: /a channel is a string/ });
+    assert.throws(() => socket.subscribe(channel), {
+      name: "TypeError",
+      message: /a channel is a string/,
+    });
+    assert.throws(() => socket.unsubscribe(channel), {
+      name: "TypeError",
+      message: /a channel is a string/,
+    });
   }
 });
 
-test("subscriptions are restored on every connection, in order, before the page's own listeners", () => {
+test("every connection restores the subscriptions, in order, before the page's listeners", () => {
   const io = extend(client());
   const socket = new io.Socket();
   socket.on("connect", () => socket.emit("page"));
@@ -255,7 +276,10 @@ test("what the page sent offline follows the subscriptions", () => {
 
 test("a client without that internal method still gets its subscriptions", () => {
   const io = client();
-  const create = Object.assign((...args) => Object.assign(io(...args), { emitBuffered: undefined }), io);
+  const create = Object.assign(
+    (...args) => Object.assign(io(...args), { emitBuffered: undefined }),
+    io,
+  );
   create.io = create;
   const { Socket } = extend(create);
   const socket = new Socket();
@@ -276,10 +300,46 @@ test("restoring survives socket.off of the page's listeners", () => {
   socket.subscribe("waiting", fn);
   socket.drop();
   socket.accept();
-  assert.deepEqual(socket.sent, [["__subscribe__", "answered"], ["__subscribe__", "waiting"]]);
+  assert.deepEqual(socket.sent, [
+    ["__subscribe__", "answered"],
+    ["__subscribe__", "waiting"],
+  ]);
   socket.reply(OK);
   socket.reply(OK);
   assert.deepEqual(fn.calls, [[OK]]);
+});
+
+test("a server that recovers a connection under its old id is asked again", () => {
+  const socket = connected();
+  const { id } = socket;
+  socket.subscribe("room");
+  socket.reply(OK);
+  socket.drop();
+  socket.connections = 0;
+  socket.accept();
+  assert.equal(socket.id, id);
+  assert.deepEqual(socket.sent, [["__subscribe__", "room"]]);
+});
+
+test("a page that changes its mind while its subscriptions are being restored", () => {
+  const socket = connected();
+  for (const channel of ["first", "second", "third"]) {
+    socket.subscribe(channel);
+    socket.reply(OK);
+  }
+  socket.drop();
+  const { write } = socket;
+  socket.write = function (packet) {
+    this.write = write;
+    this.write(packet);
+    socket.unsubscribe("second").subscribe("third");
+  };
+  socket.accept();
+  assert.deepEqual(socket.sent, [
+    ["__subscribe__", "first"],
+    ["__unsubscribe__", "second"],
+    ["__subscribe__", "third"],
+  ]);
 });
 
 test("a refused subscription is forgotten", () => {
@@ -344,7 +404,7 @@ test("an answer lost with the connection comes with the next one, once", async (
   socket.subscribe("room", fn);
   const [lost] = socket.acks;
   socket.drop();
-  lost(new Error("socket has been disconnected")); // as the client does with the option ackTimeout
+  lost(new Error("socket has been disconnected")); // the client does, with ackTimeout
   await tick();
   assert.deepEqual(fn.calls, []);
   socket.accept();
@@ -362,7 +422,10 @@ test("unsubscribe before the subscribe's answer: both are answered, nothing is r
   const left = recorder();
   socket.subscribe("room", joined);
   socket.unsubscribe("room", left);
-  assert.deepEqual(socket.sent, [["__subscribe__", "room"], ["__unsubscribe__", "room"]]);
+  assert.deepEqual(socket.sent, [
+    ["__subscribe__", "room"],
+    ["__unsubscribe__", "room"],
+  ]);
   socket.reply(OK);
   socket.reply(OK);
   assert.deepEqual([joined.calls, left.calls], [[[OK]], [[OK]]]);
@@ -378,21 +441,24 @@ test("unsubscribe and the connection lost before either answer", async () => {
   socket.subscribe("room", joined);
   socket.unsubscribe("room", left);
   socket.drop();
-  assert.deepEqual([joined.calls, left.calls], [[], []]); // not inside the client's own disconnect
+  assert.deepEqual([joined.calls, left.calls], [[], []]); // not inside "disconnect"
   await tick();
   assert.deepEqual([joined.calls, left.calls], [[[ABANDONED]], [[OK]]]);
   socket.accept();
   assert.deepEqual(socket.sent, []);
 });
 
-test("subscribe, unsubscribe, subscribe: the last word stands, whatever the first answer was", () => {
+test("subscribe, unsubscribe, subscribe: the last word stands, whatever the first answer", () => {
   const socket = connected();
   const first = recorder();
   const last = recorder();
   socket.subscribe("room", first);
   socket.unsubscribe("room");
   socket.subscribe("room", last);
-  assert.deepEqual(socket.sent.map(([event]) => event), ["__subscribe__", "__unsubscribe__", "__subscribe__"]);
+  assert.deepEqual(
+    socket.sent.map(([event]) => event),
+    ["__subscribe__", "__unsubscribe__", "__subscribe__"],
+  );
   socket.reply(REFUSED);
   socket.reply(OK);
   assert.deepEqual([first.calls, last.calls], [[[REFUSED]], []]);
@@ -417,7 +483,7 @@ test("unsubscribe while offline forgets, and says so later", async () => {
   assert.deepEqual([socket.sent, socket.sendBuffer], [[], []]);
 });
 
-test("an unsubscribe whose answer was lost is granted: the connection took the subscription with it", async () => {
+test("an unsubscribe whose answer was lost with the connection is granted", async () => {
   const socket = connected();
   const left = recorder();
   socket.subscribe("room");
@@ -428,7 +494,7 @@ test("an unsubscribe whose answer was lost is granted: the connection took the s
   assert.deepEqual(left.calls, [[OK]]);
 });
 
-test("a missed ping: nothing stays in the client's buffer, the next connection asks once", async () => {
+test("a missed ping: the client buffers nothing, the next connection asks once", async () => {
   const socket = connected();
   const joined = recorder();
   const left = recorder();
@@ -455,7 +521,10 @@ test("with ackTimeout the answer follows an error, and no answer is not a refusa
   assert.deepEqual(fn.calls, [[OK], [{ ok: false, error: "operation has timed out" }]]);
   socket.drop();
   socket.accept();
-  assert.deepEqual(socket.sent, [["__subscribe__", "room"], ["__subscribe__", "slow"]]);
+  assert.deepEqual(socket.sent, [
+    ["__subscribe__", "room"],
+    ["__subscribe__", "slow"],
+  ]);
 });
 
 test("a flag that the page chained does not touch the request", () => {
@@ -505,5 +574,7 @@ test("in a page it extends the global io with what its script tag says", () => {
   assert.equal(new page.io.Socket().options.path, "/socket.io/");
 
   delete page.io;
-  assert.throws(() => vm.runInNewContext(source, page), { message: /load socket\.io\.min\.js before it/ });
+  assert.throws(() => vm.runInNewContext(source, page), {
+    message: /load socket\.io\.min\.js before it/,
+  });
 });

@@ -29,9 +29,9 @@ const TEXTS = [
   "plain",
   "separator \x1e inside",
   "\x1e",
-  "quotes \" and \\ and \u2028 and \u0000",
+  'quotes " and \\ and \u2028 and \u0000',
   "ångström – 漢字 – \u{1f9e6}\u200d\u{1f525}",
-  "4b6[\"message\",1]",
+  '4b6["message",1]',
   "bAQID",
 ];
 
@@ -47,7 +47,10 @@ for (const [name, options, transport] of [
     const messages = collect(socket, "message");
     for (let i = 0; i < 500; i += 1) socket.send(i);
     await messages.reaches(500);
-    assert.deepEqual([...messages], Array.from({ length: 500 }, (_, i) => i));
+    assert.deepEqual(
+      [...messages],
+      Array.from({ length: 500 }, (_, i) => i),
+    );
     await pings.reaches(3);
     assert.equal(transportOf(socket), transport);
     assert.equal((await socket.emitWithAck("who am i")).transport, transport);
@@ -117,7 +120,9 @@ for (const [name, options, transport] of [
   test(`${name}: text and binary interleaved keep their order`, async (t) => {
     const socket = await connected(t, URL_OF_SERVER, options);
     const messages = collect(socket, "message");
-    const sent = Array.from({ length: 200 }, (_, i) => (i % 3 ? i : { n: i, data: Buffer.from(String(i)) }));
+    const sent = Array.from({ length: 200 }, (_, i) =>
+      i % 3 ? i : { n: i, data: Buffer.from(String(i)) },
+    );
     sent.forEach((value) => socket.send(value));
     assert.deepEqual([...(await messages.reaches(200))], sent);
   });
@@ -125,34 +130,50 @@ for (const [name, options, transport] of [
   test(`${name}: acknowledgements from the server`, async (t) => {
     const socket = await connected(t, URL_OF_SERVER, options);
     assert.equal(await socket.emitWithAck("answer", "one"), "one");
-    const several = await new Promise((resolve) => socket.emit("answer", 1, [2], (...args) => resolve(args)));
+    const several = await new Promise((resolve) =>
+      socket.emit("answer", 1, [2], (...args) => resolve(args)),
+    );
     assert.deepEqual(several, [1, [2]]);
     assert.deepEqual(await socket.emitWithAck("message", "hello"), "hello");
-    const nothing = await new Promise((resolve) => socket.emit("silent", (...args) => resolve(args)));
-    assert.ok(nothing.length === 0 || (nothing.length === 1 && nothing[0] === null), JSON.stringify(nothing));
-    const answers = await Promise.all(Array.from({ length: 100 }, (_, i) => socket.emitWithAck("answer", i)));
-    assert.deepEqual(answers, Array.from({ length: 100 }, (_, i) => i));
+    const nothing = await new Promise((resolve) =>
+      socket.emit("silent", (...args) => resolve(args)),
+    );
+    assert.ok(
+      nothing.length === 0 || (nothing.length === 1 && nothing[0] === null),
+      JSON.stringify(nothing),
+    );
+    const answers = await Promise.all(
+      Array.from({ length: 100 }, (_, i) => socket.emitWithAck("answer", i)),
+    );
+    assert.deepEqual(
+      answers,
+      Array.from({ length: 100 }, (_, i) => i),
+    );
   });
 
   test(`${name}: acknowledgements from the client, binary included`, async (t) => {
     const socket = await connected(t, URL_OF_SERVER, options);
     socket.on("question", (...args) => args.pop()({ heard: args }));
     for (const args of [[], ["why"], [Buffer.from([1]), { deep: Buffer.alloc(0) }]]) {
-      assert.deepEqual(await socket.emitWithAck("call me", ...args), { said: { heard: args } });
+      assert.deepEqual(await socket.emitWithAck("call me", ...args), {
+        said: { heard: args },
+      });
     }
   });
 
   test(`${name}: an event that nobody handles is no fault`, async (t) => {
     const socket = await connected(t, URL_OF_SERVER, options);
     socket.emit("nobody", "listens", Buffer.from([1]));
-    for (const lifecycle of ["on_connect", "finish", "subscribe", "error"]) socket.emit(lifecycle, "x");
+    for (const lifecycle of ["on_connect", "finish", "subscribe", "error"])
+      socket.emit(lifecycle, "x");
     assert.equal(await socket.emitWithAck("answer", "still here"), "still here");
   });
 
   test(`${name}: large messages both ways`, async (t) => {
     const socket = await connected(t, URL_OF_SERVER, options);
     const text = "0123456789".repeat(90_000);
-    const binary = Buffer.alloc(options === POLLING ? 675_000 : 900_000, "binary"); // base64 adds a third
+    // In a polling payload base64 adds a third.
+    const binary = Buffer.alloc(options === POLLING ? 675_000 : 900_000, "binary");
     const multibyte = "漢".repeat(300_000);
     for (const value of [text, binary, multibyte]) {
       const message = next(socket, "message");
@@ -164,7 +185,7 @@ for (const [name, options, transport] of [
   test(`${name}: volatile messages arrive while the transport is writable`, async (t) => {
     const socket = await connected(t, URL_OF_SERVER, options);
     await settled(socket);
-    // Polling is not writable while a POST is under way, so this is the one thing that the test may wait for.
+    // Polling is not writable while a POST is under way.
     while (!socket.io.engine.transport.writable) await next(socket.io.engine, "drain");
     const message = next(socket, "message");
     socket.volatile.send("now or never");
@@ -172,7 +193,11 @@ for (const [name, options, transport] of [
   });
 
   test(`${name}: auth and a query reach the server`, async (t) => {
-    const socket = await connected(t, URL_OF_SERVER, { ...options, auth: { token: "漢\x1e" }, query: { a: "b c" } });
+    const socket = await connected(t, URL_OF_SERVER, {
+      ...options,
+      auth: { token: "漢\x1e" },
+      query: { a: "b c" },
+    });
     assert.deepEqual((await socket.emitWithAck("who am i")).auth, { token: "漢\x1e" });
   });
 
@@ -196,7 +221,10 @@ for (const [name, options, transport] of [
     const root = await connected(t, URL_OF_SERVER, options);
     const second = root.io.socket("/second");
     await next(second, "connect");
-    const [here, there] = await Promise.all([root.emitWithAck("who am i"), second.emitWithAck("who am i")]);
+    const [here, there] = await Promise.all([
+      root.emitWithAck("who am i"),
+      second.emitWithAck("who am i"),
+    ]);
     assert.equal(here.namespace, "/");
     assert.equal(there.namespace, "/second");
     assert.notEqual(here.id, there.id);
@@ -269,7 +297,10 @@ test("polling: a burst over maxPayload is split and arrives whole", async (t) =>
   const socket = await connected(t, URL_OF_SERVER, POLLING);
   const texts = Array.from({ length: 40 }, (_, i) => "x".repeat(90_000 + i));
   const lengths = await Promise.all(texts.map((text) => socket.emitWithAck("length", text)));
-  assert.deepEqual(lengths, texts.map((text) => text.length));
+  assert.deepEqual(
+    lengths,
+    texts.map((text) => text.length),
+  );
 });
 
 test("polling: a burst of very many small packets is one payload and arrives whole", async (t) => {
@@ -277,7 +308,10 @@ test("polling: a burst of very many small packets is one payload and arrives who
   const messages = collect(socket, "message");
   for (let i = 0; i < 5000; i += 1) socket.send(i);
   await messages.reaches(5000);
-  assert.deepEqual([...messages], Array.from({ length: 5000 }, (_, i) => i));
+  assert.deepEqual(
+    [...messages],
+    Array.from({ length: 5000 }, (_, i) => i),
+  );
 });
 
 test("a message over maxPayload ends that connection only", async (t) => {
@@ -292,7 +326,8 @@ test("a message over maxPayload ends that connection only", async (t) => {
 });
 
 test("upgrade: nothing is lost or reordered while the transport changes", async (t) => {
-  const link = await wire(t, { webSocketDelay: 30 }); // so that messages are under way on polling meanwhile
+  // The delay is there so that messages are under way on polling meanwhile.
+  const link = await wire(t, { webSocketDelay: 30 });
   for (let round = 0; round < 10; round += 1) {
     const socket = open(t, link.url, UPGRADE);
     const ticks = collect(socket, "tick");
@@ -310,8 +345,14 @@ test("upgrade: nothing is lost or reordered while the transport changes", async 
     }
     const count = await socket.emitWithAck("stop ticking");
     const notes = await socket.emitWithAck("notes");
-    assert.deepEqual(notes, Array.from({ length: sent }, (_, i) => i));
-    assert.deepEqual([...ticks], Array.from({ length: count }, (_, i) => i));
+    assert.deepEqual(
+      notes,
+      Array.from({ length: sent }, (_, i) => i),
+    );
+    assert.deepEqual(
+      [...ticks],
+      Array.from({ length: count }, (_, i) => i),
+    );
     assert.ok(atUpgrade.ticks > 0 && atUpgrade.sent > 0, "the upgrade came before the messages");
     assert.ok(atUpgrade.ticks < count, "the messages ended before the upgrade");
     assert.equal(transportOf(socket), "websocket");
@@ -326,7 +367,9 @@ test("upgrade: large and binary messages under way while the transport changes",
   const upgraded = next(socket.io.engine, "upgrade");
   const messages = collect(socket, "message");
   await next(socket, "connect");
-  const sent = Array.from({ length: 24 }, (_, i) => (i % 2 ? Buffer.alloc(20_000, i) : `${i}${"y".repeat(20_000)}`));
+  const sent = Array.from({ length: 24 }, (_, i) =>
+    i % 2 ? Buffer.alloc(20_000, i) : `${i}${"y".repeat(20_000)}`,
+  );
   for (const value of sent) {
     socket.send(value);
     await new Promise((resolve) => setImmediate(resolve));
@@ -352,7 +395,10 @@ test("upgrade: one that fails costs nothing", async (t) => {
   await failed;
   for (let i = 50; i < 100; i += 1) socket.send(i);
   await messages.reaches(100);
-  assert.deepEqual([...messages], Array.from({ length: 100 }, (_, i) => i));
+  assert.deepEqual(
+    [...messages],
+    Array.from({ length: 100 }, (_, i) => i),
+  );
   assert.equal(transportOf(socket), "polling");
 });
 
@@ -443,7 +489,7 @@ test("any official client subscribes with the two wire events", async (t) => {
   assert.deepEqual((await socket.emitWithAck("who am i")).channels, ["unasked"]);
 });
 
-test("a broadcast to a channel reaches its members and neither the sender nor anyone else", async (t) => {
+test("a broadcast to a channel reaches its members, not the sender, nor anyone else", async (t) => {
   const [sender, member, polling, both, outsider] = await Promise.all([
     connected(t, URL_OF_SERVER, {}, extension),
     connected(t, URL_OF_SERVER, {}, extension),
@@ -460,17 +506,25 @@ test("a broadcast to a channel reaches its members and neither the sender nor an
   sender.emit("broadcast channel", payload, "news");
   sender.emit("broadcast channel", "to all channels of the sender, one copy each");
   sender.emit("broadcast", "to all");
-  await Promise.all(heard.slice(1).map((messages) => messages.reaches(messages === heard[4] ? 1 : 3)));
+  await Promise.all(
+    heard.slice(1).map((messages) => messages.reaches(messages === heard[4] ? 1 : 3)),
+  );
   // In one process nothing can come after these any more once each of them has had an answer.
   await Promise.all(everyone.map(settled));
   const all = [payload, "to all channels of the sender, one copy each", "to all"];
-  assert.deepEqual(heard.map((messages) => [...messages]), [[], all, all, all, ["to all"]]);
+  assert.deepEqual(
+    heard.map((messages) => [...messages]),
+    [[], all, all, all, ["to all"]],
+  );
 
   await unsubscribe(member, "news");
   sender.emit("broadcast channel", "after leaving", "news");
   await heard[2].reaches(4);
   await Promise.all(everyone.map(settled));
-  assert.deepEqual(heard.map((messages) => messages.length), [0, 3, 4, 4, 1]);
+  assert.deepEqual(
+    heard.map((messages) => messages.length),
+    [0, 3, 4, 4, 1],
+  );
 });
 
 test("a refused subscription hears nothing, before or after", async (t) => {
@@ -485,7 +539,7 @@ test("a refused subscription hears nothing, before or after", async (t) => {
   assert.deepEqual([...heard], []);
 });
 
-test("subscriptions are restored after every reconnect, ahead of what was sent offline", async (t) => {
+test("every reconnect restores the subscriptions, ahead of what was sent offline", async (t) => {
   for (const options of [WEBSOCKET, POLLING]) {
     const link = await wire(t);
     const room = `room-${options.transports[0]}`;
@@ -507,7 +561,10 @@ test("subscriptions are restored after every reconnect, ahead of what was sent o
       link.up();
       await back;
       assert.deepEqual(await heard, [text]); // from the handler of the room's messages
-      assert.deepEqual(outgoing, [["__subscribe__", room], ["message", text]]);
+      assert.deepEqual(outgoing, [
+        ["__subscribe__", room],
+        ["message", text],
+      ]);
       assert.deepEqual((await socket.emitWithAck("who am i")).channels, [room]);
     }
   }

@@ -1,4 +1,5 @@
-// What the interop tests share: clients that end with their test, a server of one's own, a wire that can be cut.
+// What the interop tests share: clients that end with their test, a server of one's own, and a wire
+// that can be cut.
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -9,10 +10,13 @@ import { test as nodeTest } from "node:test";
 const require = createRequire(import.meta.url);
 
 export const URL_OF_SERVER = required("SOCKETIO_URL");
-export const io = require("../../django_socketio/static/django_socketio/socketio.js")(require("socket.io-client"));
+export const io = require("../../django_socketio/static/django_socketio/socketio.js")(
+  require("socket.io-client"),
+);
 
 function required(name) {
-  if (!process.env[name]) throw new Error(`${name} is not set; pytest tests/interop runs these tests`);
+  if (!process.env[name])
+    throw new Error(`${name} is not set; pytest tests/interop runs these tests`);
   return process.env[name];
 }
 
@@ -23,7 +27,12 @@ export function test(name, fn) {
 
 /** Connect with the official client; `create` is `io` itself or, for the extension, `extension`. */
 export function open(t, url = URL_OF_SERVER, options = {}, create = io) {
-  const socket = create(url, { forceNew: true, reconnectionDelay: 20, reconnectionDelayMax: 200, ...options });
+  const socket = create(url, {
+    forceNew: true,
+    reconnectionDelay: 20,
+    reconnectionDelayMax: 200,
+    ...options,
+  });
   t.after(() => socket.io.disconnect()); // with every namespace on it
   return socket;
 }
@@ -44,7 +53,7 @@ export function next(emitter, event) {
   return new Promise((resolve) => emitter.once(event, (...args) => resolve(args)));
 }
 
-/** All arguments of an event from now on, one array entry each; `reaches(n)` resolves when there are n. */
+/** What comes with an event from now on, as an array; `reaches(n)` resolves when it holds n. */
 export function collect(emitter, event) {
   const items = [];
   let check = () => {};
@@ -60,17 +69,19 @@ export function collect(emitter, event) {
   return items;
 }
 
-/** Ask, with the acknowledgement as the promise's value, through the extension's callback style. */
-export const subscribe = (socket, channel) => new Promise((resolve) => socket.subscribe(channel, resolve));
-export const unsubscribe = (socket, channel) => new Promise((resolve) => socket.unsubscribe(channel, resolve));
+/** The extension's methods, with the answer as the promise's value. */
+export const subscribe = (socket, channel) =>
+  new Promise((resolve) => socket.subscribe(channel, resolve));
+export const unsubscribe = (socket, channel) =>
+  new Promise((resolve) => socket.unsubscribe(channel, resolve));
 
-/** What the server has sent on this connection before now has arrived when this resolves. */
+/** Resolves when all that the server has sent on this connection until now has arrived. */
 export const settled = (socket) => socket.emitWithAck("who am i");
 
 /**
- * A wire between client and server: cut() ends every connection on it without a goodbye, down() refuses new ones until up().
- * It holds a WebSocket's first bytes back for webSocketDelay milliseconds; with refuseWebSocket it is one of those proxies that
- * know no upgrade.
+ * A wire between client and server: cut() ends every connection on it without a goodbye, down()
+ * refuses new ones until up(). It holds a WebSocket's first bytes back for webSocketDelay
+ * milliseconds; with refuseWebSocket it is one of those proxies that know no upgrade.
  */
 export async function wire(t, { webSocketDelay = 0, refuseWebSocket = false } = {}) {
   const { hostname, port } = new URL(URL_OF_SERVER);
@@ -80,7 +91,10 @@ export async function wire(t, { webSocketDelay = 0, refuseWebSocket = false } = 
     if (refusing) return near.resetAndDestroy();
     const far = net.connect(port, hostname);
     open.add(near).add(far);
-    for (const [from, to] of [[near, far], [far, near]]) {
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ]) {
       from.on("error", () => {});
       from.on("close", () => {
         open.delete(from);
@@ -126,11 +140,16 @@ export async function ownServer(t) {
   const server = {
     url: `http://127.0.0.1:${port}`,
     async start() {
-      child = spawn(command, args.map((arg) => arg.replace("{port}", port)), { stdio: ["ignore", "inherit", "inherit"] });
-      await Promise.race([
-        answers(port),
-        once(child, "exit").then(([code]) => Promise.reject(new Error(`the server ended with ${code}`))),
-      ]);
+      child = spawn(
+        command,
+        args.map((arg) => arg.replace("{port}", port)),
+        { stdio: ["ignore", "inherit", "inherit"] },
+      );
+      const ended = () => child.exitCode !== null || child.signalCode !== null;
+      while (!(await answers(port))) {
+        if (ended()) throw new Error(`the server ended with ${child.exitCode ?? child.signalCode}`);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
     },
     async stop(signal = "SIGTERM") {
       if (child.exitCode !== null || child.signalCode !== null) return;
@@ -153,14 +172,11 @@ async function freePort() {
 }
 
 async function answers(port) {
-  for (;;) {
-    const socket = net.connect(port, "127.0.0.1");
-    const up = await new Promise((resolve) => {
-      socket.once("connect", () => resolve(true));
-      socket.once("error", () => resolve(false));
-    });
-    socket.destroy();
-    if (up) return;
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
+  const socket = net.connect(port, "127.0.0.1");
+  const answered = await new Promise((resolve) => {
+    socket.once("connect", () => resolve(true));
+    socket.once("error", () => resolve(false));
+  });
+  socket.destroy();
+  return answered;
 }

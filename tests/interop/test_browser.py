@@ -16,7 +16,9 @@ HERE = Path(__file__).resolve().parent
 def test_people_in_rooms(chromium: str, tmp_path: Path, transports: str) -> None:
     screenshot = tmp_path / "room.png"
     session = [sys.executable, HERE / "browser_session.py", chromium]
-    with support.Server(HERE / "server" / "manage.py") as server:
+    port = support.free_port()
+    trusted = {"ROOMS_TRUSTED_ORIGINS": f"http://localhost:{port}"}
+    with support.Server(HERE / "server" / "manage.py", port=port, env=trusted) as server:
         done = subprocess.run(
             [*session, server.url, transports, screenshot],
             capture_output=True,

@@ -74,7 +74,7 @@ def run(
 ) -> None:
     """Run a file of node tests and report each of them as a subtest."""
     command = [node, "--test-reporter=tap", script]
-    done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True, timeout=240)
     results = RESULT.findall(done.stdout)
     assert results, f"{script} reported nothing\n{done.stdout}\n{done.stderr}"
     for failed, name, details in results:
@@ -82,9 +82,8 @@ def run(
             if failed:
                 log = f"\n\nThe server's last words:\n{server.output[-5000:]}" if server else ""
                 pytest.fail(f"{name}\n{details}{log}", pytrace=False)
-    assert "# SKIP" not in done.stdout
-    assert f"\n# fail 0\n# cancelled 0\n# skipped 0\n# todo 0\n" in done.stdout
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n# cancelled 0\n# skipped 0\n# todo 0\n" in done.stdout, done.stdout
+    assert done.returncode == 0 or any(failed for failed, *_ in results), done.stderr
 
 
 def test_the_bundled_client_is_the_recorded_one() -> None:

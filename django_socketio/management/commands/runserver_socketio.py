@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -154,12 +155,16 @@ class Command(BaseCommand):
 
     def _listen(self, address: tuple[str, int]) -> Any:
         try:
-            return _tcp_listener(address, backlog=1024, reuse_addr=True)
+            listener = _tcp_listener(address, backlog=1024, reuse_addr=True)
         except OSError as error:
             reason = _LISTEN_ERRORS.get(error.errno or 0, f"cannot be served: {error}")
             raise CommandError(
                 f"{_shown(address)} {reason}.", returncode=_FATAL
             ) from error
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            # Connections come with the first bytes of their request, so nobody waits for those.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        return listener
 
     def _wsgi_application(self, options: dict[str, Any]) -> Any:
         application = get_internal_wsgi_application()

@@ -11,15 +11,17 @@
  *   socket.subscribe(channel[, fn])
  *   socket.unsubscribe(channel[, fn])
  *
- * where fn gets the server's answer, once: {ok: true} or {ok: false, error: "..."}. What a page subscribed to is asked for
- * again on every new connection, ahead of what the page itself sends on it, until the page unsubscribes or the server refuses.
+ * where fn gets the server's answer, once: {ok: true} or {ok: false, error: "..."}. What a page
+ * subscribed to is asked for again on every new connection, ahead of what the page itself sends on
+ * it, until the page unsubscribes or the server refuses.
  *
- * In a page, load it after socket.io.min.js; its script tag may carry data-path (where the server answers, "/socket.io/") and
- * data-url (the server's origin, where it is not the page's). Under Node, require() gives a function that extends the
- * socket.io-client module it is handed, with {path, url} as an optional second argument.
+ * In a page, load it after socket.io.min.js; its script tag may carry data-path (where the server
+ * answers, "/socket.io/") and data-url (the server's origin, where it is not the page's). Under
+ * Node, require() gives a function that extends the socket.io-client module it is handed, with
+ * {path, url} as an optional second argument.
  *
- * Plain ES5 with no dependency. Of the client's internals it touches four, each named where it is used: names that the
- * client's minified build keeps.
+ * Plain ES5 with no dependency. Of the client's internals it touches three, each named where it is
+ * used (flags, sendBuffer, emitBuffered): names that the client's minified build keeps.
  */
 (function (root) {
   "use strict";
@@ -47,17 +49,18 @@
       return withChannels(io(resolve(url, defaults.url), withDefaults(options, defaults.path)));
     }
 
-    // The same prototype: whatever tests `instanceof io.Socket` or adds a method sees the official sockets, all of them.
+    // The same prototype: who tests `instanceof io.Socket`, or adds a method, means all sockets.
     Socket.prototype = Official.prototype;
     Socket.official = Official;
     io.Socket = Socket;
     return io;
   }
 
-  /* Stand in for the official constructor, `new io.Socket(manager, namespace, options)`, subclasses included. */
+  /* Stand in for the official constructor, new Socket(manager, namespace, options), and super(). */
   function construct(Official, instance, args) {
     if (typeof Reflect === "object") {
-      return Reflect.construct(Official, args, instance instanceof Official ? instance.constructor : Official);
+      var target = instance instanceof Official ? instance.constructor : Official;
+      return Reflect.construct(Official, args, target);
     }
     return new Official(args[0], args[1], args[2]);
   }
@@ -88,15 +91,18 @@
   /*
    * Add the channels to one official socket.
    *
-   * A subscription lives in `wanted` from the page's call until the page unsubscribes or the server refuses it: that is what
-   * every new connection asks for. Calls that find the question already asked on this connection wait for its answer, so the
-   * page's own on("connect", subscribe) costs no second packet. One that was answered is asked again if the page calls again:
-   * the server may have ended it meanwhile, and only the server knows.
+   * A subscription lives in `wanted` from the page's call until the page unsubscribes or the server
+   * refuses it: that is what every new connection asks for. Calls that find the question already
+   * asked on this connection wait for its answer, so the page's own on("connect", subscribe) costs
+   * no second packet. One that was answered is asked again if the page calls again: the server may
+   * have ended it meanwhile, and only the server knows.
    *
-   * Nothing is left to the official client's offline buffer: it would send the same subscription beside ours.
+   * Nothing is left to the official client's offline buffer: it would send the same subscription
+   * beside ours.
    */
   function withChannels(socket) {
-    var wanted = {}; // by key(channel): {channel, callbacks, asked}; asked = sent on this connection and not answered
+    // By key(channel): {channel, callbacks, asked}; asked = sent on this connection, not answered.
+    var wanted = {};
     var unanswered = []; // the requests of this connection whose answer is still out
     var connection; // id of the connection that `wanted` was asked for on
 
@@ -124,7 +130,7 @@
         abandon(subscription);
       }
 
-      // A server drops the subscriptions of a connection that ended: the wish is granted, answered or not.
+      // A connection takes its subscriptions with it: the wish is granted, answered or not.
       function gone() {
         answerLater(callbacks, { ok: true });
       }
@@ -166,13 +172,16 @@
       }
     }
 
-    /* Whether it is still this subscription that the page wants, not a later one to the same channel. */
+    /* Whether the page still wants this subscription, not a later one to the same channel. */
     function isWanted(subscription) {
       return wanted[key(subscription.channel)] === subscription;
     }
 
     function abandon(subscription) {
-      answerLater(subscription.callbacks, { ok: false, error: "unsubscribed before the server answered" });
+      answerLater(subscription.callbacks, {
+        ok: false,
+        error: "unsubscribed before the server answered"
+      });
     }
 
     /*
@@ -186,8 +195,9 @@
       var entry = { lost: lost };
       var buffered = socket.sendBuffer.length;
       unanswered.push(entry);
-      // Internal `flags`: neither volatile nor with a timeout, whatever the page chained before; and `fromQueue` keeps it out
-      // of the queue of the option `retries`, which would send it a second time after a reconnect.
+      // `flags`: neither volatile nor with a timeout, whatever the page chained before; and
+      // fromQueue keeps it out of the queue of the option `retries`, which would send it a second
+      // time after a reconnect.
       socket.flags = { fromQueue: true };
       socket.emit(event, channel, function () {
         // The last argument: with the option `ackTimeout` an error, or null, comes first.
@@ -196,13 +206,15 @@
           return;
         }
         if (reply instanceof Error) {
-          answered({ ok: false, error: reply.message }, false); // no answer in time is not a refusal
+          // No answer in time, which is not a refusal.
+          answered({ ok: false, error: reply.message }, false);
         } else {
           answered(reply, Boolean(reply) && reply.ok === false);
         }
       });
       if (socket.sendBuffer.length > buffered) {
-        // `sendBuffer`: after a missed ping the client buffers although `connected` is still true; "disconnect" is next.
+        // `sendBuffer`: after a missed ping the client fills it although `connected` is still
+        // true. "disconnect" is next.
         socket.sendBuffer.pop();
         remove(unanswered, entry);
         return false;
@@ -236,8 +248,9 @@
     socket.on("connect", restore);
     socket.on("disconnect", lose);
 
-    // `emitBuffered` sends what the page sent while offline, before "connect" is emitted. A message of a channel must not arrive
-    // ahead of the subscription: the server's handlers for that channel would not hear it.
+    // `emitBuffered` sends what the page sent while offline, before "connect" is emitted. A message
+    // must not arrive ahead of its channel's subscription: the server's handlers for that channel
+    // would not hear it.
     var emitBuffered = socket.emitBuffered;
     if (emitBuffered) {
       socket.emitBuffered = function () {
@@ -246,12 +259,15 @@
       };
     }
 
-    // In the old style a page calls connect() on a socket that connects by itself. With the transport (`io.engine`) open and the
-    // server's answer still out, the official method would send a second CONNECT packet, a fault in the protocol.
+    // In the old style a page calls connect() on a socket that connects by itself. With the
+    // transport open and the server's answer still out, the official method would send a second
+    // CONNECT packet, a fault in the protocol.
     var connect = socket.connect;
     socket.connect = socket.open = function () {
       var engine = socket.io.engine;
-      return socket.active && engine && engine.readyState === "open" ? socket : connect.call(socket);
+      return socket.active && engine && engine.readyState === "open"
+        ? socket
+        : connect.call(socket);
     };
 
     return socket;
@@ -267,7 +283,7 @@
     return channel;
   }
 
-  /* A property name that no channel can turn into one with a meaning of its own, such as "__proto__", or into an index. */
+  /* A property name that is never an index, or one with a meaning of its own like "__proto__". */
   function key(channel) {
     return "$" + channel;
   }
@@ -295,7 +311,7 @@
     })();
   }
 
-  /* An answer of our own comes as late as one of the server's: never before the page's call has returned. */
+  /* Like the server's answers, our own never come before the page's call has returned. */
   function answerLater(callbacks, reply) {
     var due = callbacks.splice(0);
     if (due.length) {
@@ -309,7 +325,9 @@
     module.exports = extend;
   } else {
     if (!root.io) {
-      throw new Error("socketio.js extends the official Socket.IO client: load socket.io.min.js before it.");
+      throw new Error(
+        "socketio.js extends the official Socket.IO client: load socket.io.min.js before it."
+      );
     }
     // Known only while the script runs, and not at all in a module or a worker.
     var script = (typeof document === "object" && document.currentScript) || null;

@@ -1,10 +1,12 @@
+import os
 from pathlib import Path
 
 BASE_DIR = Path(__file__).resolve().parent
 
 DEBUG = True
 SECRET_KEY = "for the interop tests only"
-ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+ALLOWED_HOSTS = ["127.0.0.1", ".localhost"]
+CSRF_TRUSTED_ORIGINS = os.environ.get("ROOMS_TRUSTED_ORIGINS", "").split()
 ROOT_URLCONF = "urls"
 USE_TZ = True
 STATIC_URL = "/static/"
