@@ -67,7 +67,7 @@ def _publish(topic: str, letter: Envelope, whom: str) -> None:
         sentence = f"There is no socket {whom}."
         if not hub.serves and not hub.backend.crosses_processes:
             sentence += (
-                " This process serves none, and SOCKETIO_BACKEND carries messages inside one process"
-                " only: set it to a backend that crosses processes."
+                " This process serves none, and SOCKETIO_BACKEND carries messages inside one"
+                " process only: set it to a backend that crosses processes."
             )
         raise NoSocket(sentence)

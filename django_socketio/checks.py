@@ -17,7 +17,9 @@ def check_backend(**kwargs: Any) -> list[CheckMessage]:
         backend = runtime.make_backend(conf.get("BACKEND"))
     except ImproperlyConfigured as error:
         return [Error(str(error), obj="SOCKETIO_BACKEND", id="socketio.E002")]
-    return [Error(problem, obj="SOCKETIO_BACKEND", id="socketio.E003") for problem in backend.check()]
+    return [
+        Error(problem, obj="SOCKETIO_BACKEND", id="socketio.E003") for problem in backend.check()
+    ]
 
 
 def check_urls(**kwargs: Any) -> list[CheckMessage]:

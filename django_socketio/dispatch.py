@@ -31,7 +31,7 @@ from .sockets import Socket, arguments, check_channel, value
 logger = logging.getLogger(__name__)
 
 _FULL, _LOW = 128, 32
-"""Events of one connection that wait: at the first number its reading stops, at the other it goes on."""
+"""Waiting events of one connection at which its reading stops, and goes on."""
 
 _MAX_ATTACHMENTS = 10
 _FAILED = object()
@@ -286,9 +286,7 @@ class Dispatcher:
         if id_ is not None and result is not _NOTHING and result is not _FAILED:
             self._acknowledge(connection, socket, id_, result)
 
-    def _acknowledge(
-        self, connection: Connection, socket: Socket, id_: int, result: Any
-    ) -> None:
+    def _acknowledge(self, connection: Connection, socket: Socket, id_: int, result: Any) -> None:
         try:
             socket.acknowledge(id_, () if result is None else arguments(result))
         except TypeError as error:
@@ -361,9 +359,7 @@ class Dispatcher:
 
     # Handlers
 
-    def _run(
-        self, handler: Handler, connection: Connection, socket: Socket, *args: Any
-    ) -> Any:
+    def _run(self, handler: Handler, connection: Connection, socket: Socket, *args: Any) -> Any:
         # A context of its own: nothing that one call sets leaks into the next.
         return Context().run(
             handler.function, connection.request, socket, connection.context, *args
@@ -390,7 +386,9 @@ class Dispatcher:
         self, event: str, connection: Connection, socket: Socket, channel: str
     ) -> None:
         handlers = self._registry.get(event, socket.namespace)
-        heard = [handler._replace(pattern=None) for handler in handlers if handler.hears((channel,))]
+        heard = [
+            handler._replace(pattern=None) for handler in handlers if handler.hears((channel,))
+        ]
         self._call(heard, connection, socket, (channel,))
 
     def _failed(

@@ -113,7 +113,9 @@ class Event:
     ) -> F:
         """Register `function`; raise `EventError` for what could never be called."""
         if not callable(function):
-            raise EventError(f"{self.name} decorates a function, not {function!r}; its arguments are named.")
+            raise EventError(
+                f"{self.name} decorates a function, not {function!r}; its arguments are named."
+            )
         name = getattr(function, "__qualname__", repr(function))
         if channel is not None and not self._takes_channel:
             raise EventError(
@@ -121,11 +123,15 @@ class Event:
                 f" bind {name} without one."
             )
         if not namespace.startswith("/") or "," in namespace:
-            raise EventError(f'{namespace!r} is no namespace for {name}: it begins with "/" and has no comma.')
+            raise EventError(
+                f'{namespace!r} is no namespace for {name}: it begins with "/" and has no comma.'
+            )
         try:
             pattern = None if channel is None else re.compile(channel)
         except re.error as error:
-            raise EventError(f"The channel {channel!r} of {name} is no regular expression: {error}.") from error
+            raise EventError(
+                f"The channel {channel!r} of {name} is no regular expression: {error}."
+            ) from error
         registry.add(event, namespace, Handler(function, pattern))
         return function
 

@@ -87,7 +87,10 @@ class Hub:
         empty = []
         for topic in topics:
             members = self._members.get(topic)
-            if members is not None and members.pop(member.sid, None) and not members:
+            if members is None or member.sid not in members:
+                continue
+            del members[member.sid]
+            if not members:
                 del self._members[topic]
                 empty.append(topic)
         if empty:

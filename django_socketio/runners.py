@@ -36,10 +36,19 @@ class Runner(greenlet):
 
 
 class Runners:
-    """At most `limit` runners. `before` and `after` bracket each step of one that uses a database."""
+    """
+    At most `limit` runners.
+
+    `before` and `after` bracket each step of one that uses a database, `end` follows its last.
+    """
 
     def __init__(
-        self, *, limit: int, before: Callable[[], None], after: Callable[[], None], end: Callable[[], None]
+        self,
+        *,
+        limit: int,
+        before: Callable[[], None],
+        after: Callable[[], None],
+        end: Callable[[], None],
     ) -> None:
         self._hub = get_hub()
         self._limit = limit

@@ -244,7 +244,7 @@ class Socket:
         if self._state is State.ENDED or channel in self._channels:
             return False
         self._hub.join(topic, self)
-        if self._state is State.ENDED:  # meanwhile
+        if self.ended:  # meanwhile
             self._hub.leave([topic], self)
             return False
         self._channels[channel] = topic
@@ -266,7 +266,7 @@ class Socket:
         """Let the client in: tell it, and whatever was sent to it meanwhile."""
         for topic in self._own_topics():
             self._hub.join(topic, self)
-        if self._state is State.ENDED:  # meanwhile
+        if self.ended:  # meanwhile
             self._hub.leave(self._own_topics(), self)
             return
         self._send_packet(Packet(CONNECT, self.namespace, {"sid": self.sid}))

@@ -6,7 +6,7 @@ the order in which they came: a queue each (a lane), and one timer of the loop f
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _GRAIN = 0.01
@@ -28,6 +28,9 @@ class Lane:
 
     def __len__(self) -> int:
         return len(self._due)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._due)
 
     def add(self, item: Any, since: float | None = None) -> None:
         """Start the delay of `item` now, or from `since`; start it again if it was running."""

@@ -5,9 +5,9 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 """
 
 import logging
+from _socket import socket as RawSocket
 from collections.abc import Callable
 from contextvars import Context
-from _socket import socket as RawSocket
 from http import HTTPStatus
 from io import BufferedReader, BytesIO, RawIOBase
 from time import monotonic
@@ -29,6 +29,8 @@ HEAD_TIMEOUT = 10.0
 IDLE_TIMEOUT = 75.0
 """Seconds that a connection may wait for its next request."""
 
+_LAST_HEADERS = "Connection: close\r\nContent-Length: 0"
+
 BODY_TIMEOUT = 20.0
 """Seconds that a body may stall."""
 
@@ -47,13 +49,21 @@ def send_response(response: Response, start_response: Any) -> list[bytes]:
     return [response.body] if response.body else []
 
 
-class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
+# Both classes are built to be extended, but not described for it by gevent's type stubs.
+_Handler: Any = WSGIHandler
+_Server: Any = WSGIServer
+
+
+class SocketIOHandler(_Handler):  # type: ignore[misc]
     """
     Parses heads itself, strictly and within a deadline, and is the `Front` of each request.
 
     pywsgi's own parser takes much that can be read in two ways.
     """
 
+    environ: Any
+    response_headers: Any
+    socket: Any
     _take: Handover | None = None
     _unread = b""
     _greeting = b""
@@ -71,7 +81,11 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
         except BadRequest as error:
             return self._refuse(error)
         request = self._head
-        self.command, self.path, self.request_version = request.method, request.target, request.version
+        self.command, self.path, self.request_version = (
+            request.method,
+            request.target,
+            request.version,
+        )
         self.requestline = f"{self.command} {self.path} {self.request_version}"
         self.close_connection = not request.keep_alive
         self.content_length = request.content_length
@@ -113,7 +127,7 @@ class SocketIOHandler(WSGIHandler):  # type: ignore[misc,unused-ignore]
         self.requestline = ""
         self.code, self._orig_status = status.value, str(status.value)  # for log_request()
         self.time_finish = 1  # there is nothing to time
-        answer = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        answer = f"HTTP/1.1 {status.value} {status.phrase}\r\n{_LAST_HEADERS}\r\n\r\n"
         return str(status.value), answer.encode()
 
     def get_environ(self) -> dict[str, Any]:
@@ -273,7 +287,7 @@ class Greenlets:
 _KEPT = 32
 
 
-class SocketIOServer(WSGIServer):  # type: ignore[misc,unused-ignore]
+class SocketIOServer(_Server):  # type: ignore[misc]
     handler_class = SocketIOHandler
 
     def __init__(self, listener: Any, application: Any, **options: Any) -> None:

@@ -328,7 +328,7 @@ class Engine:
         self._closing_sessions.add(session)
         self._on_close(session, reason)
 
-    def ended(self, session: Session, reason: str, announce: bool) -> None:
+    def ended(self, session: Session, reason: str, *, announce: bool) -> None:
         """Be told that a session is over; `announce` it unless `closing()` has."""
         self._forget(session, reason)
         transport = session.transport
@@ -366,6 +366,8 @@ class Engine:
         """Drop whatever is left, at once."""
         for session in list(self.sessions.values()):
             session.end("server shutting down")
+        for transport in list(self._closing_transports):
+            transport.abort()
         self.deadlines.stop()
 
 

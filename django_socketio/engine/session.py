@@ -6,8 +6,9 @@ States and what may follow::
     OPEN ──> CLOSING ──> CLOSED
       └────────────────────^
 
-OPEN sends and receives; the application hears of the end when a session leaves it. CLOSING, which only a polling session without a waiting GET goes through, lives until the next
-one has fetched what was sent last. CLOSED knows neither transport nor engine.
+OPEN sends and receives; the application hears of the end when a session leaves it. CLOSING, which
+only a polling session without a waiting GET goes through, lives until the next one has fetched
+what was sent last. CLOSED knows neither transport nor engine.
 """
 
 import logging
@@ -15,7 +16,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from enum import Enum, auto
 from os import urandom
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..protocol import engineio
 from ..protocol.engineio import Packet
@@ -23,9 +24,6 @@ from ..protocol.exceptions import ProtocolError
 from .frames import PING, PONG_PROBE, Frame
 from .polling import PollingTransport
 from .websocket import WebSocketTransport
-
-if TYPE_CHECKING:
-    from .server import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +37,19 @@ class State(Enum):
     OPEN = auto()
     CLOSING = auto()
     CLOSED = auto()
+
+
+class Keeper(Protocol):
+    """The engine, as its sessions see it."""
+
+    @property
+    def on_message(self) -> Callable[["Session", str | bytes], None]: ...
+
+    def pong_received(self, session: "Session") -> None: ...
+    def resumed(self, session: "Session") -> None: ...
+    def upgraded(self, session: "Session") -> None: ...
+    def closing(self, session: "Session", reason: str) -> None: ...
+    def ended(self, session: "Session", reason: str, *, announce: bool) -> None: ...
 
 
 class Session:
@@ -61,7 +72,7 @@ class Session:
         "transport",
     )
 
-    def __init__(self, sid: str, engine: "Engine") -> None:
+    def __init__(self, sid: str, engine: Keeper) -> None:
         self._engine = engine
         self._awaits_pong = False
         self.sid = sid
@@ -216,7 +227,7 @@ class Probe:
 
     __slots__ = ("_engine", "_session", "answered", "transport")
 
-    def __init__(self, session: Session, engine: "Engine") -> None:
+    def __init__(self, session: Session, engine: Keeper) -> None:
         self._session = session
         self._engine = engine
         self.answered = False

@@ -17,15 +17,17 @@ from websockets.protocol import OPEN, Protocol as WebSocketProtocol, Side
 from websockets.utils import accept_key
 
 try:
-    from websockets.speedups import apply_mask
+    from websockets import speedups as masking
 except ImportError:  # built without a compiler
-    from websockets.utils import apply_mask
+    from websockets import utils as masking  # type: ignore[no-redef]
 
 from .frames import Frame
 from .http import Request
 from .outbox import Outbox
 
 logger = logging.getLogger(__name__)
+
+_apply_mask: Callable[[memoryview, memoryview], bytes] = masking.apply_mask  # type: ignore[assignment]
 
 _buffer = memoryview(bytearray(65536))
 """What has just been read, from whichever connection: it is copied before the next read."""
@@ -38,7 +40,7 @@ _WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
 
 
 def handshake(request: Request) -> list[tuple[str, str]] | None:
-    """Return the headers that accept an opening handshake, or None if it is none (RFC 6455, 4.2)."""
+    """Return the headers that accept a handshake, or None if it is none (RFC 6455, 4.2)."""
     environ = request.environ
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
     valid = (
@@ -265,6 +267,7 @@ class WebSocketTransport:
         protocol = self._core()
         protocol.receive_data(bytes(data))
         for frame in protocol.events_received():
+            assert isinstance(frame, WebSocketFrame)  # the handshake is behind it
             self._frame_received(frame)
             if self.closed:
                 return
@@ -288,7 +291,7 @@ class WebSocketTransport:
             if not 0 <= length <= self._max_payload or data[1] == 0xFF or end > len(data):
                 break
             try:
-                text = str(apply_mask(data[start + 4 : end], data[start : start + 4]), "utf-8")
+                text = str(_apply_mask(data[start + 4 : end], data[start : start + 4]), "utf-8")
             except UnicodeDecodeError:
                 break
             data = data[end:]

@@ -74,7 +74,7 @@ def open_packet(
     ping_timeout: float,
     max_payload: int,
 ) -> bytes:
-    """Return the packet that answers a handshake. Times are given in seconds, sent in milliseconds."""
+    """Return the packet that answers a handshake. Times are in seconds here, not on the wire."""
     return OPEN.encode() + json.dumps(
         {
             "sid": sid,

@@ -527,6 +527,23 @@ test("a broadcast to a channel reaches its members, not the sender, nor anyone e
   );
 });
 
+test("a channel of one namespace is not the channel of that name in another", async (t) => {
+  const root = await connected(t, URL_OF_SERVER, {}, extension);
+  const other = await connected(t, URL_OF_SERVER, {}, extension);
+  const second = root.io.socket("/second");
+  assert.deepEqual(await subscribe(root, "shared name"), { ok: true });
+  assert.deepEqual(await second.emitWithAck("__subscribe__", "shared name"), { ok: true });
+  const there = collect(second, "message");
+  const here = next(root, "message");
+  other.emit("broadcast channel", "to the root's", "shared name");
+  assert.deepEqual(await here, ["to the root's"]);
+  await settled(second);
+  assert.deepEqual([...there], []);
+
+  assert.deepEqual(await unsubscribe(root, "shared name"), { ok: true });
+  assert.deepEqual((await second.emitWithAck("who am i")).channels, ["shared name"]);
+});
+
 test("a refused subscription hears nothing, before or after", async (t) => {
   const socket = await connected(t, URL_OF_SERVER, {}, extension);
   const other = await connected(t, URL_OF_SERVER, {}, extension);

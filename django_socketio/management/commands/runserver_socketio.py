@@ -30,7 +30,6 @@ from django.core.servers.basehttp import get_internal_wsgi_application
 from django.utils import autoreload
 from gevent.event import Event
 from gevent.monkey import is_module_patched
-from gevent.server import _tcp_listener
 
 from django_socketio import __version__, conf, runtime
 from django_socketio.engine.pywsgi import SocketIOServer
@@ -39,6 +38,9 @@ _ADDRESS = re.compile(
     r"(?:(?P<host>[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[a-fA-F0-9:.%]+\]|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*):)?"
     r"(?P<port>\d{1,5})\Z"
 )
+_BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
+
 _PATCHING = "SOCKETIO_PATCHING"
 _SUPERVISED = autoreload.DJANGO_AUTORELOAD_ENV
 _RELOAD = 3  # the exit status by which Django's reloader asks for a new process
@@ -141,7 +143,7 @@ class Command(BaseCommand):
         application = runtime.Application(self._wsgi_application(options), dispatcher)
         server = SocketIOServer(listener, application, **tls)
         server.start()
-        self._report(server.address, "https" if tls else "http")
+        self._report(listener.getsockname(), "https" if tls else "http")
         stop = _Stop()
         if not options["noreload"]:
             stop.watch()
@@ -155,12 +157,11 @@ class Command(BaseCommand):
 
     def _listen(self, address: tuple[str, int]) -> Any:
         try:
-            listener = _tcp_listener(address, backlog=1024, reuse_addr=True)
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            listener = socket.create_server(address, family=family, backlog=_BACKLOG)
         except OSError as error:
             reason = _LISTEN_ERRORS.get(error.errno or 0, f"cannot be served: {error}")
-            raise CommandError(
-                f"{_shown(address)} {reason}.", returncode=_FATAL
-            ) from error
+            raise CommandError(f"{_shown(address)} {reason}.", returncode=_FATAL) from error
         if hasattr(socket, "TCP_DEFER_ACCEPT"):
             # Connections come with the first bytes of their request, so nobody waits for those.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
@@ -179,7 +180,8 @@ class Command(BaseCommand):
             f"django-socketio {__version__}, Django {django.get_version()},"
             f" gevent {gevent.__version__}, websockets {version('websockets')},"
             f" Python {sys.version.split()[0]}\n"
-            f"Settings {settings.SETTINGS_MODULE}, backend {backend.__module__}.{backend.__name__}\n"
+            f"Settings {settings.SETTINGS_MODULE},"
+            f" backend {backend.__module__}.{backend.__name__}\n"
             f"Serving on {scheme}://{_shown(address)}/ (Ctrl-C stops)"
         )
         self.stdout.flush()
