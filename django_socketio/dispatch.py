@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 _FULL, _LOW = 128, 32
 """Waiting events of one connection at which its reading stops, and goes on."""
 
+_FULL_IN_CALL = 1024
+"""The same while a handler waits in `call()` for an answer that has to be read."""
+
 _MAX_ATTACHMENTS = 10
 _FAILED = object()
 """The outcome of handlers of which one raised and none returned anything."""
@@ -46,6 +49,7 @@ class Connection:
     """One client: its request, context and sockets, and what waits for a handler."""
 
     __slots__ = (
+        "_calls",
         "_dispatcher",
         "_inbox",
         "_pending",
@@ -66,6 +70,7 @@ class Connection:
         self._pending: Assembly | None = None
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
         self._scheduled = False
+        self._calls = 0
 
     # On the hub
 
@@ -139,10 +144,20 @@ class Connection:
         if not self._scheduled:
             self._scheduled = True
             self._dispatcher.runners.schedule(self)
-        elif len(self._inbox) == _FULL and not self.session.paused:
-            self.session.pause()
+        elif len(self._inbox) >= _FULL and not self.session.paused:
+            if not self._calls or len(self._inbox) >= _FULL_IN_CALL:
+                self.session.pause()
 
     # In a runner
+
+    def call_began(self) -> None:
+        """Read on, however much waits: the answer to the call is behind it."""
+        self._calls += 1
+        if self.session.paused:
+            self.session.resume()
+
+    def call_ended(self) -> None:
+        self._calls -= 1
 
     def step(self) -> bool:
         """Do what has waited longest; return whether more waits."""
@@ -281,8 +296,7 @@ class Dispatcher:
         result = self._call(handlers, connection, socket, args)
         if name == MESSAGE:
             listeners = self._registry.get("on_message", socket.namespace)
-            heard = self._call(listeners, connection, socket, (value(args),))
-            result = heard if result is _NOTHING or heard is _FAILED else result
+            result = self._call(listeners, connection, socket, (value(args),), result)
         if id_ is not None and result is not _NOTHING and result is not _FAILED:
             self._acknowledge(connection, socket, id_, result)
 
@@ -295,6 +309,8 @@ class Dispatcher:
     def _membership(
         self, connection: Connection, socket: Socket, data: list[Any], id_: int | None
     ) -> None:
+        if socket.ended:
+            return  # it is in no channel any more, and farewell() says so
         subscribe = data[0] == SUBSCRIBE
         try:
             channel = check_channel(data[1] if len(data) == 2 else None)
@@ -331,7 +347,8 @@ class Dispatcher:
             except (Exception, Timeout) as error:
                 self._failed(connection, socket, handler, error)
                 raise PermissionDenied("The server could not decide") from None
-        socket.subscribe(channel)
+        if not socket.subscribe(channel) and socket.ended:
+            socket.remember(channel)  # those who were told of it hear of its end
 
     def _unsubscribe(self, connection: Connection, socket: Socket, channel: str) -> None:
         if channel in socket.channels:
@@ -366,10 +383,18 @@ class Dispatcher:
         )
 
     def _call(
-        self, handlers: list[Handler], connection: Connection, socket: Socket, args: Any
+        self,
+        handlers: list[Handler],
+        connection: Connection,
+        socket: Socket,
+        args: Any,
+        result: Any = _NOTHING,
     ) -> Any:
-        """Call the handlers that hear this socket; return the first result that is not None."""
-        result = _NOTHING
+        """
+        Call the handlers that hear this socket; return the first result that is not None.
+
+        `result` is that of those who were called before.
+        """
         for handler in handlers:
             if handler.pattern is not None and not handler.hears(socket.channels):
                 continue

@@ -66,7 +66,7 @@ def make_backend(value: Any) -> BaseBackend:
         path = value
     try:
         backend = import_string(path)(**options)
-    except (ImportError, InvalidBackend) as error:
+    except (ImportError, TypeError, InvalidBackend) as error:
         raise ImproperlyConfigured(f"SOCKETIO_BACKEND: {error}") from error
     if not isinstance(backend, BaseBackend):
         raise ImproperlyConfigured(f"SOCKETIO_BACKEND: {path} is no BaseBackend.")

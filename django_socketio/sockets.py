@@ -47,6 +47,8 @@ class Owner(Protocol):
     def session(self) -> Session: ...
 
     def socket_ended(self, socket: "Socket") -> None: ...
+    def call_began(self) -> None: ...
+    def call_ended(self) -> None: ...
 
 
 def encode_event(
@@ -173,12 +175,14 @@ class Socket:
         if self._acks is None:
             self._acks = {}
         self._acks[id_] = result
+        self._owner.call_began()
         try:
             self.deliver(Frame.message(*encode_event(self.namespace, event, args, id_)))
             if not result.wait(timeout) and not result.ready():
                 raise TimeoutError(f"No ack for {event!r} from {self.sid} in {timeout} seconds.")
             return result.get(block=False)
         finally:
+            self._owner.call_ended()
             self._acks.pop(id_, None)
 
     def deliver(self, frame: Frame) -> None:
@@ -261,6 +265,10 @@ class Socket:
         return True
 
     # For dispatch
+
+    def remember(self, channel: str) -> None:
+        """Count `channel` among those that this socket had when it ended."""
+        self._channels[channel] = topics.channel(self.namespace, channel)
 
     def accept(self) -> None:
         """Let the client in: tell it, and whatever was sent to it meanwhile."""

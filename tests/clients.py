@@ -67,6 +67,8 @@ class Refused(Exception):
 
 @dataclass
 class Packet:
+    """One packet, its attachments in `data`; a binary one has the type of its plain twin."""
+
     type: int
     namespace: str
     id: int | None
@@ -324,7 +326,8 @@ class Connection:
         type_, count, namespace, id_, body = match.groups()
         attachments = [self._attachment(deadline) for _ in range(int(count or 0))]
         data = _fill_in(json.loads(body), attachments) if body else None
-        return Packet(int(type_), namespace or "/", int(id_) if id_ else None, data)
+        plain = {BINARY_EVENT: EVENT, BINARY_ACK: ACK}.get(int(type_), int(type_))
+        return Packet(plain, namespace or "/", int(id_) if id_ else None, data)
 
     def _message(self, deadline: float) -> str | bytes:
         """Return the next message of the session; raise `Lost` at its end."""

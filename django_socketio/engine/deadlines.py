@@ -90,11 +90,13 @@ class Deadlines:
     def _wake(self) -> None:
         self._stop_timer()
         now = self.now()
-        for lane in self._lanes:
-            lane.run(now)
-        waiting = [due for lane in self._lanes if (due := lane.earliest()) is not None]
-        if waiting:
-            self.arm(min(waiting))
+        try:
+            for lane in self._lanes:
+                lane.run(now)
+        finally:  # or one failure would be the end of every heartbeat
+            waiting = [due for lane in self._lanes if (due := lane.earliest()) is not None]
+            if waiting:
+                self.arm(min(waiting))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -15,12 +15,13 @@ MAX_HEAD = 16 * 1024
 MAX_HEADERS = 100
 END = b"\r\n\r\n"
 
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([01])\Z")
+# A target has no fragment (RFC 9112, 3.2): whoever is behind us may cut it off, or not.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!\"$-~]+) HTTP/1\.([01])\Z")
 # No white space before the colon (RFC 9112, 5.1); no line folding (5.2); and in the value no
 # character that anything behind us may take for the end of a line. The white space around the
 # value is stripped afterwards: an expression for it would try every way to divide a run of blanks.
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f\x85]*)\Z")
-_ABSOLUTE = re.compile(r"https?://([^/?#]*)(/[^#]*)?\Z", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"https?://([^/?]+)(/.*)?\Z", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,15}\Z", re.ASCII)
 
 
@@ -55,13 +56,13 @@ def parse(data: bytes) -> Head:
     if len(lines) > MAX_HEADERS + 1:
         raise BadRequest("too many headers")
     environ = _parse_headers(lines)
+    if "HTTP_HOST" not in environ and version == "HTTP/1.1":
+        raise BadRequest("no Host header")
     absolute = _ABSOLUTE.match(target)
     if absolute is not None:
         environ["HTTP_HOST"], target = absolute[1], absolute[2] or "/"
-    elif target[0] != "/" and target != "*":
+    elif target[0] != "/" and (method, target) != ("OPTIONS", "*"):
         raise BadRequest("malformed request target")
-    if "HTTP_HOST" not in environ and version == "HTTP/1.1":
-        raise BadRequest("no Host header")
     path, _, query = target.partition("?")
     environ["REQUEST_METHOD"] = method
     environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path

@@ -7,14 +7,18 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 import logging
 from _socket import socket as RawSocket
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
+from errno import EPIPE
 from http import HTTPStatus
 from io import BufferedReader, BytesIO, RawIOBase
+from socket import IPPROTO_TCP, TCP_NODELAY
 from time import monotonic
 from typing import Any
 
 from gevent import get_hub
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
+from gevent.socket import socket as GeventSocket
 from gevent.ssl import SSLSocket
 from greenlet import getcurrent, greenlet
 
@@ -34,9 +38,27 @@ _LAST_HEADERS = "Connection: close\r\nContent-Length: 0"
 BODY_TIMEOUT = 20.0
 """Seconds that a body may stall."""
 
+SEND_TIMEOUT = 20.0
+"""Seconds that a client may take for the next part of its answer."""
+
+
+_PART = 65536
+
 
 def _too_large() -> BadRequest:
     return BadRequest("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+
+def _send_at_once(sock: Any) -> None:
+    """
+    Have no write wait for the client's delayed ACK of the one before.
+
+    Head and body of an answer leave in two; the second of each poll waited for 40 ms.
+    """
+    try:
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    except OSError:
+        pass  # a Unix socket, or the client is gone already
 
 
 def send_response(response: Response, start_response: Any) -> list[bytes]:
@@ -63,14 +85,61 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
 
     environ: Any
     response_headers: Any
-    socket: Any
     _take: Handover | None = None
+    _raw: RawSocket | None = None
+    _waiting: Any = None
     _unread = b""
     _greeting = b""
     _head: Head
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
         super().__init__(sock, address, server, rfile=_NO_FILE)
+
+    @property
+    def socket(self) -> Any:
+        """
+        The connection as a socket that greenlets can wait for.
+
+        Made when somebody has to: a handshake, all of which comes at once, needs none.
+        """
+        if self._raw is not None:
+            raw, self._raw = self._raw, None
+            self._waiting = GeventSocket(raw.family, raw.type, raw.proto, raw.detach())
+            _send_at_once(self._waiting)
+        return self._waiting
+
+    @socket.setter
+    def socket(self, sock: Any) -> None:
+        if isinstance(sock, RawSocket):
+            self._raw, self._waiting = sock, None
+        else:
+            self._raw, self._waiting = None, sock
+            if sock is not None:
+                _send_at_once(sock)
+
+    def handle(self) -> None:
+        """Serve the requests of the connection, and close it unless it has been given away."""
+        try:
+            while (result := self.handle_one_request()) is True:
+                pass
+            if result is not None:
+                self.socket.sendall(result)
+        except OSError as error:
+            logger.debug("A connection from %s ended: %s", self.client_address, error)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._raw is None and self._waiting is None:
+            return
+        try:
+            sock = self.socket
+            sock.settimeout(0.0)
+            sock.recv(MAX_HEAD)  # closing with unread input would reset the connection
+        except OSError:
+            pass
+        sock.close()
+        self.socket = None
 
     def handle_one_request(self) -> Any:
         try:
@@ -97,38 +166,52 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     def _read_head(self) -> bytes | None:
         """Return the next head without its end, or None if there is none to come."""
         data = self._unread.lstrip(b"\r\n") if self._unread else b""
+        try:
+            if self._raw is not None:
+                data = self._raw.recv(MAX_HEAD)
+                if not data:
+                    return None
+        except BlockingIOError:
+            pass
+        except OSError:
+            return None
+        if END not in data:
+            data = self._wait_for_head(data)
+            if not data:
+                return None
+        end = data.find(END)
+        if end > MAX_HEAD:
+            raise _too_large()
+        self._unread = data[end + 4 :]
+        return data[:end]
+
+    def _wait_for_head(self, data: bytes) -> bytes:
+        """Return `data` and all that comes until a head is whole, or nothing."""
         self.socket.settimeout(HEAD_TIMEOUT if data or not self.requestline else IDLE_TIMEOUT)
         deadline = None
         try:
-            while (end := data.find(END)) < 0:
+            while END not in data:
                 if len(data) > MAX_HEAD:
                     raise _too_large()
                 part = self.socket.recv(MAX_HEAD)
                 if not part:
-                    return None
+                    return b""
                 data += part
                 # The deadline is for the whole head: a byte now and then does not move it.
                 now = monotonic()
                 deadline = deadline or now + HEAD_TIMEOUT
                 if now > deadline:
-                    return None
+                    return b""
                 self.socket.settimeout(deadline - now + 0.01)
         except OSError:  # gone, or too slow
-            return None
-        if end > MAX_HEAD:
-            raise _too_large()
-        self._unread = data[end + 4 :]
+            return b""
         self.socket.settimeout(None)
-        return data[:end]
+        return data
 
-    def _refuse(self, error: BadRequest) -> tuple[str, bytes]:
+    def _refuse(self, error: BadRequest) -> bytes:
         logger.info("Refused a request from %s: %s", self.client_address, error)
         status = error.status
-        self.requestline = ""
-        self.code, self._orig_status = status.value, str(status.value)  # for log_request()
-        self.time_finish = 1  # there is nothing to time
-        answer = f"HTTP/1.1 {status.value} {status.phrase}\r\n{_LAST_HEADERS}\r\n\r\n"
-        return str(status.value), answer.encode()
+        return f"HTTP/1.1 {status.value} {status.phrase}\r\n{_LAST_HEADERS}\r\n\r\n".encode()
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = self.server.get_environ()
@@ -160,7 +243,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         self._take = take
 
     def fileno(self) -> int:
-        fd: int = self.socket.fileno()
+        fd: int = (self._raw or self.socket).fileno()
         return fd
 
     def finalize_headers(self) -> None:
@@ -193,19 +276,24 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         if self.code == 101 and self._take is not None:
             self._greeting = bytes(data)
             self.response_length += len(data)
-        else:
-            super()._sendall(data)
+            return
+        self.socket.settimeout(SEND_TIMEOUT)
+        try:
+            for start in range(0, len(data), _PART):
+                super()._sendall(memoryview(data)[start : start + _PART])
+        except TimeoutError:  # as if it had hung up
+            raise BrokenPipeError(EPIPE, "the client does not read") from None
 
     def _give_away(self, take: Handover) -> None:
         self.close_connection = True
-        sock, self.socket = self.socket, None
-        data, self._unread = self._unread, b""
+        sock: Any = self._raw or self._waiting
+        self.socket = None
         if isinstance(sock, SSLSocket):
             sock.settimeout(0.0)
-        else:
+        elif not isinstance(sock, RawSocket):
             sock = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
             sock.setblocking(False)
-        take(sock, self._greeting, data)
+        take(sock, self._greeting, self._unread)
 
     def log_request(self) -> None:
         # What the engine answers well it counts itself; polls would drown the rest.
@@ -235,8 +323,11 @@ class _Body(RawIOBase):
             size = len(data)
         elif size:
             handler.socket.settimeout(BODY_TIMEOUT)
-            size = handler.socket.recv_into(buffer, size)
-            handler.socket.settimeout(None)
+            try:
+                size = handler.socket.recv_into(buffer, size)
+            except OSError:
+                handler.close_connection = True  # for what comes late is no request
+                raise
         if self._left is not None:
             self._left -= size
         return size
@@ -294,11 +385,26 @@ class SocketIOServer(_Server):  # type: ignore[misc]
         options.setdefault("spawn", Greenlets().spawn)
         super().__init__(listener, application, **options)
 
+    def do_read(self) -> tuple[Any, Any] | None:
+        if self.ssl_enabled:
+            connection: tuple[Any, Any] | None = super().do_read()
+            return connection
+        try:
+            fd, address = self.socket._accept()
+        except BlockingIOError:
+            return None
+        sock = RawSocket(self.socket.family, self.socket.type, self.socket.proto, fd)
+        sock.setblocking(False)
+        return sock, address
+
+    def do_close(self, *args: Any) -> None:
+        """Leave it to the handler, which may have given the socket away."""
+
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
-        # The inherited method closes the socket behind the handler, which may have given it away.
         try:
             sock = self.wrap_socket(client_socket, **self.ssl_args)
         except OSError as error:
             logger.info("TLS handshake with %s failed: %s", address, error)
+            client_socket.close()
             return
         self.handle(sock, address)

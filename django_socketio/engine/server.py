@@ -248,6 +248,7 @@ class Engine:
             raise
         except ProtocolError as error:
             session.fail(error)
+            raise Refused(ErrorCode.BAD_REQUEST) from None
         finally:
             transport.posting = False
         if session.reason == "parse error":

@@ -121,7 +121,7 @@ class Session:
                 self._receive_message(packet.data)
             case engineio.PONG:
                 # One that nobody asked for means nothing and starts nothing.
-                if self._awaits_pong:
+                if self._awaits_pong and self.state is State.OPEN:
                     self._awaits_pong = False
                     self._engine.pong_received(self)
             case engineio.CLOSE:

@@ -232,15 +232,31 @@ def payload(*packets: str | bytes) -> bytes:
     )
 
 
-def frame(opcode: Opcode, data: str | bytes = b"", *, mask: bool = True, **bits: bool) -> bytes:
-    """Return a frame, right or wrong: `fin`, `rsv1`, `rsv2` and `rsv3` are its bits."""
-    if isinstance(data, str):
-        data = data.encode()
-    return Frame(opcode, data, **bits).serialize(mask=mask)
+MASK = bytes.fromhex("37fa213d")  # that of RFC 6455's examples (5.7)
 
 
-def text(data: str | bytes, **options: bool) -> bytes:
-    return frame(Opcode.TEXT, data, **options)
+def frame(
+    opcode: int, data: str | bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True
+) -> bytes:
+    """Return a frame, right or wrong; `rsv` is the three reserved bits (RFC 6455, 5.2)."""
+    data = data.encode() if isinstance(data, str) else data
+    head, masked, size = fin << 7 | rsv << 4 | opcode, mask << 7, len(data)
+    if size < 126:
+        start = struct.pack("!BB", head, masked | size)
+    elif size < 65536:
+        start = struct.pack("!BBH", head, masked | 126, size)
+    else:
+        start = struct.pack("!BBQ", head, masked | 127, size)
+    return start + MASK + masked_with(MASK, data) if mask else start + data
+
+
+def masked_with(mask: bytes, data: bytes) -> bytes:
+    key = (mask * (len(data) // 4 + 1))[: len(data)]
+    return (int.from_bytes(key) ^ int.from_bytes(data)).to_bytes(len(data))
+
+
+def text(data: str | bytes, *, fin: bool = True, rsv: int = 0, mask: bool = True) -> bytes:
+    return frame(Opcode.TEXT, data, fin=fin, rsv=rsv, mask=mask)
 
 
 class WebSocket:

@@ -8,7 +8,7 @@ from .served import Served
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """Return a function that serves an engine of its own with these changes to the configuration."""
+    """Return a function that serves an engine, with these changes to its configuration."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(Served(**options))
 

@@ -55,6 +55,7 @@ def play(browser: Browser, url: str, transports: str, screenshot: str) -> None:
     hears(ben, "welcome back")
     say(ben, "thanks")
     hears(anna, "hello", "<b>hello</b> – \u6f22\u5b57 \u2615", "welcome back", "thanks")
+    hears(ben, "welcome back", "thanks")
 
     # The connection breaks; the page says nothing, the extension joins again.
     ben.evaluate("socket.io.engine.close()")

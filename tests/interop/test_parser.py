@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from django_socketio.protocol import socketio
 from django_socketio.protocol.exceptions import ProtocolError
@@ -94,7 +94,8 @@ def test_we_read_what_it_writes(parser: Parser, packet: Packet) -> None:
     assert decode(parser.encode(packet)) == packet
 
 
-# "null" in the place of no payload is the one thing that we take and it does not.
+# Few of them are packets. "null" for no payload is the one thing that we take and it does not.
+@settings(max_examples=1000)
 @given(text=packets.nearly.filter(lambda text: "null" not in text), attachment=st.binary())
 def test_it_reads_whatever_we_read(parser: Parser, text: str, attachment: bytes) -> None:
     """Two parsers that disagree about a packet are what attacks begin with."""
@@ -102,7 +103,7 @@ def test_it_reads_whatever_we_read(parser: Parser, text: str, attachment: bytes)
     try:
         decoded: Packet | Assembly | None = socketio.decode(text, max_attachments=MAX_ATTACHMENTS)
     except ProtocolError:
-        assume(False)
+        return
     while isinstance(decoded, Assembly):
         messages.append(attachment)
         decoded = decoded.add(attachment) or decoded

@@ -67,9 +67,17 @@ plain = (
 packets = plain | events_and_acks(scalars | st.binary(max_size=40))
 
 # Text that is nearly a packet: what a parser may stumble over is far from random.
-_pieces = st.sampled_from(
-    [*"0123456", "51-", "52-", "61-", "50-", "5", "-", ",", "/", "/a,", "0", "12", "9" * 17]
-    + ['["a"]', '["a",', '{"_placeholder":true,"num":0}', '{"_placeholder":true,"num":1}']
-    + ['{"a":1}', "]", "[]", "{}", '"', '"a"', "[", "null", "true", "\\", "\ud800", "é", "\x1e"]
+_FIRST, _SECOND = '{"_placeholder":true,"num":0}', '{"_placeholder":true,"num":1}'
+_BINARY = [f'["a",{_FIRST}]', f'["a",{_FIRST},[{_SECOND}]]', f'["a",{_SECOND},{{"b":{_FIRST}}}]']
+_FIELDS = (
+    [*"0123456"],
+    ["", "", "1-", "1-", "2-", "0-", "-", "01-", "99999-"],
+    ["", "", "/a,", "/a", "/,", "/\x1eé?b=c,", ","],
+    ["", "", "0", "12", "007", str(MAX_ACK_ID), "9" * 17, "-1"],
+    ["", '["a"]', '["a"', '["connect"]', "[]", '{"a":1}', '"a"', "null", "[0]", '["\ud800"]']
+    + [*_BINARY, f'["a",{_FIRST},{_FIRST}]', f"[{_FIRST}]"],
 )
-nearly = st.lists(_pieces, max_size=8).map("".join)
+_ordered = st.tuples(*map(st.sampled_from, _FIELDS)).map("".join)
+_binary = st.tuples(*map(st.sampled_from, ("56", ["1-", "2-"], *_FIELDS[2:4], _BINARY)))
+_shuffled = st.lists(st.sampled_from(sorted(set().union(*_FIELDS))), max_size=8).map("".join)
+nearly = _ordered | _binary.map("".join) | _shuffled

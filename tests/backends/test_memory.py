@@ -1,0 +1,112 @@
+"""The carrier of one process: the contract of `BaseBackend`, as far as one process goes."""
+
+from collections.abc import Callable
+
+import pytest
+
+from django_socketio.backends import InvalidBackend
+from django_socketio.backends.memory import MemoryBackend
+
+
+class Inbox(list[tuple[str, bytes]]):
+    """What was delivered, in order."""
+
+    def deliver(self, topic: str, payload: bytes) -> None:
+        self.append((topic, payload))
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@pytest.fixture
+def backend(inbox: Inbox) -> MemoryBackend:
+    backend = MemoryBackend()
+    backend.start(inbox.deliver)
+    return backend
+
+
+def test_what_is_published_is_delivered(backend: MemoryBackend, inbox: Inbox) -> None:
+    backend.subscribe(["a"])
+    assert backend.publish("a", b"\x00payload") == 1
+    assert inbox == [("a", b"\x00payload")]
+
+
+def test_nobody_there_is_no_receiver(backend: MemoryBackend, inbox: Inbox) -> None:
+    backend.subscribe(["a"])
+    assert backend.publish("b", b"x") == 0
+    assert inbox == []
+
+
+def test_several_topics(backend: MemoryBackend, inbox: Inbox) -> None:
+    backend.subscribe(["a", "b"])
+    backend.subscribe([])
+    backend.unsubscribe(["a", "never"])
+    assert [backend.publish(topic, b"x") for topic in "abc"] == [0, 1, 0]
+    assert inbox == [("b", b"x")]
+
+
+def test_to_subscribe_twice_is_to_subscribe(backend: MemoryBackend, inbox: Inbox) -> None:
+    """At most once: nothing arrives twice."""
+    backend.subscribe(["a", "a"])
+    backend.subscribe(["a"])
+    assert backend.publish("a", b"x") == 1
+    assert inbox == [("a", b"x")]
+    backend.unsubscribe(["a"])
+    assert backend.publish("a", b"x") == 0
+
+
+def test_the_order_is_kept(backend: MemoryBackend, inbox: Inbox) -> None:
+    backend.subscribe(["a", "b"])
+    sent = [("ab"[number % 2], str(number).encode()) for number in range(100)]
+    for topic, payload in sent:
+        backend.publish(topic, payload)
+    assert inbox == sent
+
+
+def test_it_publishes_without_a_start() -> None:
+    """A process that only sends does not receive, and there is no other here."""
+    backend = MemoryBackend("memory://")
+    backend.subscribe(["a"])
+    assert backend.publish("a", b"x") == 0
+
+
+def test_after_the_end_nothing_is_delivered(backend: MemoryBackend, inbox: Inbox) -> None:
+    backend.subscribe(["a"])
+    backend.stop()
+    backend.stop()
+    assert backend.publish("a", b"x") == 0
+    backend.start(inbox.deliver)
+    assert backend.publish("a", b"x") == 0  # subscriptions end with it
+    assert inbox == []
+
+
+def test_a_delivery_may_publish_and_unsubscribe(backend: MemoryBackend) -> None:
+    """Members that are too slow leave while they are served."""
+    seen = []
+
+    def deliver(topic: str, payload: bytes) -> None:
+        seen.append((topic, payload))
+        if topic == "a":
+            backend.unsubscribe(["a"])
+            backend.publish("b", payload)
+            backend.publish("a", b"again")
+
+    backend.start(deliver)
+    backend.subscribe(["a", "b"])
+    assert backend.publish("a", b"x") == 1
+    assert seen == [("a", b"x"), ("b", b"x")]
+
+
+def test_it_says_what_it_can() -> None:
+    assert MemoryBackend.supports_receivers
+    assert not MemoryBackend.crosses_processes
+    assert MemoryBackend().check() == []
+    assert MemoryBackend().url == "memory://"
+
+
+@pytest.mark.parametrize("make", [MemoryBackend, lambda **kw: MemoryBackend("memory://", **kw)])
+def test_it_knows_no_options(make: Callable[..., MemoryBackend]) -> None:
+    with pytest.raises(InvalidBackend, match="MemoryBackend does not know .* max_size"):
+        make(max_size=1)

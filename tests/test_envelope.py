@@ -1,0 +1,128 @@
+"""Envelopes: what one process writes, every other of the same version reads, and nothing else."""
+
+import struct
+
+import pytest
+from hypothesis import example, given, strategies as st
+
+from django_socketio import envelope
+from django_socketio.envelope import DISCONNECT, EVENT, Envelope, InvalidEnvelope
+
+sids = st.text(max_size=60)
+topics = st.text(max_size=300)
+packets = st.lists(st.binary(max_size=300), min_size=1, max_size=4).map(tuple)
+skips = st.lists(topics, max_size=4).map(tuple)
+events = st.builds(Envelope, st.just(EVENT), packets, sids, skips)
+disconnects = st.builds(Envelope, st.just(DISCONNECT), st.just(()), sids, skips)
+envelopes = events | disconnects
+
+LETTER = Envelope(EVENT, (b'2["x"]', b"\x00\x01"), "sid", ("a/", "c/,é"))
+
+
+@given(envelopes)
+@example(Envelope(EVENT, (b"",)))
+@example(Envelope(EVENT, (b"x" * 100_000,), "s" * 255, ("c/," + "é" * 255,) * 100))
+def test_envelopes_round_trip(letter: Envelope) -> None:
+    assert envelope.decode(envelope.encode(letter)) == letter
+
+
+def test_the_layout() -> None:
+    """Processes of the next release read this: a change is a new version."""
+    assert envelope.encode(LETTER) == (
+        b"\x01\x01"
+        b"\x03sid"
+        b"\x00\x02"
+        b"\x00\x02a/"
+        b"\x00\x05c/,\xc3\xa9"
+        b'\x00\x00\x00\x062["x"]'
+        b"\x00\x00\x00\x02\x00\x01"
+    )
+    assert envelope.encode(Envelope(DISCONNECT)) == b"\x01\x02\x00\x00\x00"
+
+
+@given(st.binary() | st.binary().map(lambda data: b"\x01\x01" + data))
+@example(b"")
+@example(b"\x80\x04\x95.")  # a pickle is only bytes
+@example(b'{"kind": 1}')
+def test_any_bytes_are_an_envelope_or_invalid(data: bytes) -> None:
+    try:
+        letter = envelope.decode(data)
+    except InvalidEnvelope:
+        return
+    assert envelope.encode(letter) == data
+
+
+@given(envelopes, st.data())
+def test_one_byte_that_is_another(letter: Envelope, data: st.DataObject) -> None:
+    """Whatever a carrier does to it, the listener lives."""
+    payload = bytearray(envelope.encode(letter))
+    place = data.draw(st.integers(0, len(payload) - 1))
+    payload[place] ^= data.draw(st.integers(1, 255))
+    try:
+        changed = envelope.decode(bytes(payload))
+    except InvalidEnvelope:
+        return
+    assert changed != letter
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_version(version: int) -> None:
+    """While a deployment rolls, both are on the carrier."""
+    payload = bytes([version]) + envelope.encode(LETTER)[1:]
+    with pytest.raises(InvalidEnvelope, match=f"version {version}, not 1"):
+        envelope.decode(payload)
+
+
+@pytest.mark.parametrize("kind", [0, 3, 255])
+def test_an_unknown_kind(kind: int) -> None:
+    payload = bytearray(envelope.encode(LETTER))
+    payload[1] = kind
+    with pytest.raises(InvalidEnvelope, match=f"kind {kind}"):
+        envelope.decode(bytes(payload))
+
+
+def test_truncated_at_every_byte() -> None:
+    """Only the boundary of a packet looks like an end; there is nothing of the rest then."""
+    payload = envelope.encode(LETTER)
+    boundary = len(payload) - len(b"\x00\x00\x00\x02\x00\x01")
+    for length in range(len(payload)):
+        if length == boundary:
+            assert envelope.decode(payload[:length]) == LETTER._replace(packets=(b'2["x"]',))
+        else:
+            with pytest.raises(InvalidEnvelope):
+                envelope.decode(payload[:length])
+
+
+def test_an_event_without_a_packet() -> None:
+    with pytest.raises(InvalidEnvelope, match="without a packet"):
+        envelope.decode(b"\x01\x01\x00\x00\x00")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x01\x02\x01\xff\x00\x00",  # exclude
+        b"\x01\x02\x00\x00\x01\x00\x01\xff",  # skip
+        b"\x01\x02\x00\x00\x01\x00\x03\xed\xa0\x80",  # half a character
+    ],
+)
+def test_names_are_utf_8(payload: bytes) -> None:
+    with pytest.raises(InvalidEnvelope, match="malformed"):
+        envelope.decode(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x01\x01\xff\x00\x00",
+        b"\x01\x01\x00\xff\xff",
+        b"\x01\x01\x00\x00\x01\xff\xff",
+        b"\x01\x01\x00\x00\x00" + struct.pack("!I", 2**32 - 1) + b"x",
+        b"\x01\x01\x00\x00\x00" + struct.pack("!I", 2) + b"x",
+        b"\x01\x01\x00\x00\x00\x00",
+    ],
+)
+def test_a_length_beyond_the_end(payload: bytes) -> None:
+    """It is compared with what there is before anything of that size is made."""
+    with pytest.raises(InvalidEnvelope):
+        envelope.decode(payload)
