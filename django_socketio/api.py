@@ -16,6 +16,8 @@ from .sockets import arguments, check_channel, encode_event
 
 def send(session_id: str, message: Any, *, namespace: str = "/") -> None:
     """Send a message to one client."""
+    if session_id is None:  # which emit() takes for everybody
+        raise ValueError("send() needs a session id; broadcast() sends to everybody.")
     emit(MESSAGE, *arguments(message), session_id=session_id, namespace=namespace)
 
 
@@ -26,6 +28,7 @@ def broadcast(message: Any, *, namespace: str = "/") -> None:
 
 def broadcast_channel(message: Any, channel: str, *, namespace: str = "/") -> None:
     """Send a message to everybody in a channel."""
+    channel = check_channel(channel)  # emit() takes None for everybody
     emit(MESSAGE, *arguments(message), channel=channel, namespace=namespace)
 
 

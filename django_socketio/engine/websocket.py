@@ -126,7 +126,7 @@ class WebSocketTransport:
         self._max_buffer = self._bound = max_buffer
         self._max_payload = max_payload
         self._protocol: WebSocketProtocol | None = None
-        self._fragments: list[bytes] | None = None
+        self._fragments: bytearray | None = None
         self._fragments_are_text = False
         self._out: list[bytes] = []
         self._rest: memoryview | None = None
@@ -315,13 +315,12 @@ class WebSocketTransport:
             self._message_received(opcode is _TEXT, frame.data)
             return
         if opcode is not _CONTINUATION:  # the first of several (RFC 6455, 5.4)
-            self._fragments = []
+            self._fragments = bytearray()
             self._fragments_are_text = opcode is _TEXT
         assert self._fragments is not None  # else the protocol would have failed
-        self._fragments.append(bytes(frame.data))
+        self._fragments += frame.data  # in one piece: a million of one byte cost a million bytes
         if frame.fin:
-            data = b"".join(self._fragments)
-            self._fragments = None
+            data, self._fragments = self._fragments, None
             self._message_received(self._fragments_are_text, data)
 
     def _message_received(self, is_text: bool, data: bytes | bytearray | memoryview) -> None:

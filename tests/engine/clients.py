@@ -82,10 +82,10 @@ class Http:
         return self
 
     def send_in_pieces(self, data: bytes, size: int = 1) -> Self:
-        """Send each piece when the loop has had a chance to read the one before."""
+        """Send each piece when the loop has read the one before."""
         for start in range(0, len(data), size):
             self.sock.sendall(data[start : start + size])
-            gevent.sleep(0)
+            gevent.idle()
         return self
 
     def request(

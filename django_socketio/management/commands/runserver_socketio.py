@@ -7,6 +7,7 @@ executes itself anew under gevent's monkey patching; the patched one serves.
 """
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -143,6 +144,7 @@ class Command(BaseCommand):
         application = runtime.Application(self._wsgi_application(options), dispatcher)
         server = SocketIOServer(listener, application, **tls)
         server.start()
+        gc.freeze()  # what is there now stays, and need not be looked through again and again
         self._report(listener.getsockname(), "https" if tls else "http")
         stop = _Stop()
         if not options["noreload"]:
