@@ -68,7 +68,9 @@ class AnyField(dict[str, Any]):
         return ""
 
 
-_ORIGIN = re.compile(r"https?://(\*\.)?[^/?#@\s*]+\Z", re.IGNORECASE)
+_ORIGIN = re.compile(
+    r"https?://(\*\.)?([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?\Z", re.I | re.A
+)
 
 
 def _origins(value: Any) -> str:
@@ -111,7 +113,8 @@ def problems() -> list[tuple[str, str]]:
     known = [PREFIX + name for name in SETTINGS]
     for name in dir(django_settings):
         if name.startswith(PREFIX) and name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
+            close = get_close_matches(name.removeprefix(PREFIX), SETTINGS, 1)
+            there_are = f"there are {', '.join(known)}."
+            hint = f"did you mean {PREFIX}{close[0]}?" if close else there_are
             found.append((name, f"{name} is no setting of django-socketio: {hint}"))
     return found

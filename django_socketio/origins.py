@@ -1,11 +1,11 @@
 """Which pages may talk to the server: one decision for every request of every transport."""
 
 import logging
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
@@ -126,15 +126,14 @@ def _in(origin: str, allowed: Sequence[str]) -> bool:
 
 def _parse(origin: str) -> tuple[str, str, int] | None:
     """Return scheme, host and port, or None for what is no origin of a page (RFC 6454, 6.2)."""
-    try:
-        parts = urlsplit(origin)
-        port = parts.port
-    except ValueError:
+    match = _ORIGIN.match(origin)
+    if match is None:
         return None
-    scheme, host = parts.scheme.lower(), parts.hostname
-    # What follows from it must be what was there: no path, no user, no odd character.
-    if scheme not in _DEFAULT_PORTS or not host or origin.isspace():
-        return None
-    if parts.path or parts.query or parts.fragment or "@" in parts.netloc or "," in origin:
-        return None
-    return scheme, host.lower(), port or _DEFAULT_PORTS[scheme]
+    scheme, host, port = match[1].lower(), match[2].lower(), int(match[3] or 0)
+    return (scheme, host, port or _DEFAULT_PORTS[scheme]) if port < 65536 else None
+
+
+# No path, no user, and no character that a browser does not send: a host of others is in Punycode.
+_ORIGIN = re.compile(
+    r"(https?)://([a-z0-9._-]{1,255}|\[[0-9a-f:.]{1,45}\])(?::([1-9][0-9]{0,4}))?\Z", re.I | re.A
+)

@@ -67,7 +67,7 @@ def make_backend(value: Any) -> BaseBackend:
     try:
         backend = import_string(path)(**options)
     except (ImportError, TypeError, InvalidBackend) as error:
-        raise ImproperlyConfigured(f"SOCKETIO_BACKEND: {error}") from error
+        raise ImproperlyConfigured(f"SOCKETIO_BACKEND: no {path}: {error}") from error
     if not isinstance(backend, BaseBackend):
         raise ImproperlyConfigured(f"SOCKETIO_BACKEND: {path} is no BaseBackend.")
     return backend

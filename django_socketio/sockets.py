@@ -33,6 +33,9 @@ class State(Enum):
     ENDED = auto()
 
 
+_CONNECTED = State.CONNECTED  # looked up for every recipient of every message
+
+
 @dataclass(frozen=True, slots=True)
 class SocketSession:
     """`session_id` is what out-of-band sends address; the client knows it as `socket.id`."""
@@ -187,8 +190,8 @@ class Socket:
 
     def deliver(self, frame: Frame) -> None:
         """Send a finished frame, now or once the client is let in."""
-        if self._state is State.CONNECTED:
-            self._owner.session.send(frame)
+        if self._state is _CONNECTED:
+            self._owner.session.transport.send(frame)
         elif self._state is State.CONNECTING:
             if self._held is None:
                 self._held = []

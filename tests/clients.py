@@ -313,6 +313,14 @@ class Connection:
         self.write(CONNECT, namespace, None, auth)
         return client
 
+    def upgrade(self, transport: WebSocket) -> None:
+        """Move from polling to a WebSocket that was opened with this session's id."""
+        transport.send("2probe")
+        assert transport.receive(time.monotonic() + TIMEOUT) == "3probe"
+        polling, self.transport = self.transport, transport
+        transport.send("5")
+        polling.drop()
+
     def write(self, type: int, namespace: str, id: int | None = None, data: Any = None) -> None:
         """Send a packet; what is bytes in `data` goes as an attachment."""
         self.transport.send(*encode(type, namespace, id, data))

@@ -197,6 +197,18 @@ def test_what_a_socket_says_of_itself(site: Site, transport: str) -> None:
     }
 
 
+def test_transport_is_the_one_of_the_moment(site: Site) -> None:
+    on_event("transport")(lambda request, socket, context: socket.transport)
+    action()(lambda socket: socket.send("hello"))
+    client = site.connect(transport="polling")
+    assert client.call("transport") == ["polling"]
+    query = {"sid": client.connection.sid}
+    client.connection.upgrade(clients.WebSocket(site.address, query=query))
+    assert client.call("transport") == ["websocket"]
+    assert client.call("do") == ["done"]
+    assert client.fence() == [["message", "hello"]]
+
+
 def test_session_ids_are_random_and_not_the_sessions_own(site: Site) -> None:
     crowd = site.connect_several(20)
     ids = {client.sid for client in crowd} | {client.connection.sid for client in crowd}

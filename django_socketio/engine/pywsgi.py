@@ -249,12 +249,18 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     def finalize_headers(self) -> None:
         if self.code != 101:
             super().finalize_headers()
+            if self.close_connection and not self._has_header(b"connection"):
+                # RFC 9112, 9.6: else the client may send its next request into the void.
+                self.response_headers.append((b"Connection", b"close"))
             return
         self.connection_upgraded = True
         # RFC 9110, 8.6: no Content-Length in a 1xx, whoever has put it there.
         self.response_headers = [
             item for item in self.response_headers if item[0].lower() != b"content-length"
         ]
+
+    def _has_header(self, name: bytes) -> bool:
+        return any(item[0].lower() == name for item in self.response_headers)
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
@@ -281,8 +287,8 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         try:
             for start in range(0, len(data), _PART):
                 super()._sendall(memoryview(data)[start : start + _PART])
-        except TimeoutError:  # as if it had hung up
-            raise BrokenPipeError(EPIPE, "the client does not read") from None
+        except OSError as error:  # it hung up, which TLS calls otherwise, or it does not read
+            raise BrokenPipeError(EPIPE, str(error)) from None
 
     def _give_away(self, take: Handover) -> None:
         self.close_connection = True
@@ -402,6 +408,8 @@ class SocketIOServer(_Server):  # type: ignore[misc]
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         try:
+            client_socket.getpeername()  # gevent would not close one that has gone already
+            client_socket.settimeout(HEAD_TIMEOUT)
             sock = self.wrap_socket(client_socket, **self.ssl_args)
         except OSError as error:
             logger.info("TLS handshake with %s failed: %s", address, error)

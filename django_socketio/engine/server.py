@@ -271,6 +271,8 @@ class Engine:
         event = self._held_back.pop(session, None)
         if event is not None:
             event.set()
+        if session.state is State.OPEN and session.awaits_pong:
+            self._pongs.add(session)  # it had no chance to answer before now
 
     # Upgrade
 

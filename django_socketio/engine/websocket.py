@@ -207,37 +207,47 @@ class WebSocketTransport:
             return
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
-        self._send(memoryview(data))
-
-    def _send(self, data: memoryview) -> None:
-        try:
-            sent = self._sock.send(data)
-        except _WOULD_BLOCK:
-            sent = 0
-        except OSError as error:
-            self._lost("transport error", error)
-            return
-        self.waiting -= sent
-        if sent < len(data):
-            self._rest = data[sent:]
+        sent = self._send(data)
+        if sent == len(data):
+            self._drained()
+        elif sent >= 0:
+            self._rest = memoryview(data)[sent:]
             if self._writer is None:
                 self._writer = self._loop.io(self._sock.fileno(), _WRITE)
                 self._writer.start(self._writable)
-            return
-        self._rest = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if not self._out:
-            self._bound = self._max_buffer
-            if self._closing is not None:
-                self._closing()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """Return how much the kernel has taken; -1 if the connection is gone."""
+        try:
+            sent: int = self._sock.send(data)
+        except _WOULD_BLOCK:
+            return 0
+        except OSError as error:
+            self._lost("transport error", error)
+            return -1
+        self.waiting -= sent
+        return sent
+
+    def _drained(self) -> None:
+        self._bound = self._max_buffer
+        if self._closing is not None:
+            self._closing()
 
     def _writable(self) -> None:
-        if self._rest is not None:
-            self._send(self._rest)
+        rest = self._rest
+        if rest is not None:
+            sent = self._send(rest)
+            if sent < 0:
+                return
+            self._rest = rest[sent:] if sent < len(rest) else None
         if self._rest is None:
-            self.flush()
+            if self._out:
+                self.flush()
+            else:
+                self._drained()
+        if self._rest is None and self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     # Receiving
 

@@ -79,6 +79,9 @@ def test_after_the_end_nothing_is_delivered(backend: MemoryBackend, inbox: Inbox
     assert backend.publish("a", b"x") == 0
     backend.start(inbox.deliver)
     assert backend.publish("a", b"x") == 0  # subscriptions end with it
+    backend.stop()
+    backend.subscribe(["a"])  # by a socket that is late
+    assert backend.publish("a", b"x") == 0
     assert inbox == []
 
 

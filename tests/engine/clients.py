@@ -23,7 +23,7 @@ from websockets.uri import parse_uri
 
 from tests.support import UNIT
 
-DEADLINE = 200 * UNIT
+DEADLINE = 100 * UNIT
 PATH = "/engine.io/?EIO=4&transport="
 
 Headers = Mapping[str, str]
@@ -74,8 +74,12 @@ class Http:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.connect(address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = sock if context is None else context.wrap_socket(sock)
         self._unread = b""
+        try:
+            self.sock = sock if context is None else context.wrap_socket(sock)
+        except BaseException:
+            sock.close()
+            raise
 
     def send(self, data: bytes) -> Self:
         self.sock.sendall(data)
@@ -325,11 +329,15 @@ class WebSocket:
 
     def closed(self) -> int | None:
         """Wait until the server has closed, and return its code; None if it just went away."""
+        closes = [item.data for item in self.rest() if item.opcode is Opcode.CLOSE]
+        return Close.parse(closes[0]).code if closes else None
+
+    def rest(self) -> list[Frame]:
+        """Return the frames that come until the server closes."""
         with suppress(EOFError):
             while True:
                 self._feed()
-        closes = [item.data for item in self._events if item.opcode is Opcode.CLOSE]
-        return Close.parse(closes[0]).code if closes else None
+        return self._events
 
     def _feed(self) -> None:
         data = self.http.receive()

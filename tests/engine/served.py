@@ -95,10 +95,13 @@ class Served:
             allow=lambda environ: self.app.allow(environ),
         )
         self.context: ssl.SSLContext | None = None
+        options = {}
         if tls is not None:
+            options["ssl_context"] = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            options["ssl_context"].load_cert_chain(**tls)
             self.context = ssl.create_default_context(cafile=tls["certfile"])
             self.context.check_hostname = False
-        self.server = CountingServer(("127.0.0.1", 0), self.serve, **(tls or {}))
+        self.server = CountingServer(("127.0.0.1", 0), self.serve, **options)
         self.clients: list[Client] = []
         self.errors: list[logging.LogRecord] = []
         self._handler = logging.Handler(logging.ERROR)

@@ -121,7 +121,7 @@ def test_both_transports_carry_the_same(text: str | None, attachments: list[byte
     else:
         frame = Frame.message(safe, *attachments)
     by_websocket = [
-        event.data if event.opcode is Opcode.BINARY else event.data[1:].decode()
+        event.data if event.opcode is Opcode.BINARY else bytes(event.data[1:]).decode()
         for event in received(frame.websocket)
     ]
     assert [packet.data for packet in payload(frame)] == by_websocket

@@ -18,6 +18,7 @@ def refused(*headers: bytes, line: bytes = b"POST /a HTTP/1.1", host: bool = Tru
     with pytest.raises(BadRequest) as caught:
         parse(*headers, line=line, host=host)
     assert caught.value.status == 400
+    assert str(caught.value)  # what the log says
 
 
 # Where a body ends (RFC 9112, 6): each was read by pywsgi in a way of its own
@@ -167,15 +168,14 @@ def test_a_bare_line_end(data: bytes) -> None:
         head.parse(data)
 
 
-@pytest.mark.parametrize("count", [head.MAX_HEADERS + 1, 3000])
+@pytest.mark.parametrize("count", [101, 3000])
 def test_too_many_headers(count: int) -> None:
     """Host is one of them; CVE-2024-37890 took 3,000 to crash `ws`."""
     refused(*[b"X: y"] * (count - 1))
 
 
 def test_as_many_headers_as_there_may_be() -> None:
-    request = parse(*[b"X: y"] * (head.MAX_HEADERS - 1))
-    assert request.environ["HTTP_X"] == ",".join("y" * (head.MAX_HEADERS - 1))
+    assert parse(*[b"X: y"] * 99).environ["HTTP_X"] == ",".join("y" * 99)
 
 
 @pytest.mark.parametrize("name", [b"X_Auth", b"Content_Length", b"_", b"Host_", b"X-Auth_Token"])

@@ -163,6 +163,19 @@ def test_payloads_of_one_packet(body: bytes, packet: Packet) -> None:
         b"4\xed\xa0\x80",  # a surrogate half
         b"4\xc0\x80",  # more bytes than it takes
         b"\xe2\x82",
+        b"B",
+    ],
+)
+def test_malformed_payloads(body: bytes) -> None:
+    """A payload is taken whole or not at all, wherever in it the mistake is."""
+    for around in (body, b"4before\x1e" + body, body + b"\x1e4after"):
+        with pytest.raises(ProtocolError):
+            decode(around)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         b"bA",
         b"bAQ",
         b"bAQ=",
@@ -175,14 +188,12 @@ def test_payloads_of_one_packet(body: bytes, packet: Packet) -> None:
         b"bAQI-",  # base64 for addresses has an alphabet of its own
         b"bAQI_",
         b"b\xff",
-        b"B",
     ],
 )
-def test_malformed_payloads(body: bytes) -> None:
-    """A payload is taken whole or not at all, wherever in it the mistake is."""
-    for around in (body, b"4before\x1e" + body, body + b"\x1e4after"):
-        with pytest.raises(ProtocolError):
-            decode(around)
+def test_malformed_base64(body: bytes) -> None:
+    """RFC 4648, 3.3: characters outside the alphabet are refused, not skipped."""
+    with pytest.raises(ProtocolError, match="base64"):
+        decode(b"4before\x1e" + body)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 16, 17, 1000])
@@ -232,6 +243,14 @@ def test_base64_belongs_to_payloads_only() -> None:
     """WebSocket: "Binary payloads are sent as is, without modification"."""
     with pytest.raises(ProtocolError):
         engineio.decode_packet("bAQIDBA==")
+
+
+# Transports
+
+
+def test_the_version() -> None:
+    """Query parameters: `EIO`, "the version of the protocol"."""
+    assert engineio.VERSION == "4"
 
 
 # Errors

@@ -319,7 +319,7 @@ def test_a_translation_is_that_of_the_sender() -> None:
         object(),
         {1, 2},
         1j,
-        (item for item in ()),
+        iter([]),
         datetime.time(7, 30, tzinfo=UTC),
         {(1, 2): 3},
         {b"key": 1},

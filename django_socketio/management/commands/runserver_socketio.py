@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -138,7 +139,7 @@ class Command(BaseCommand):
         _show_logs()
         self.check(display_num_errors=True)
         self.check_migrations()
-        tls = {name: options[name] for name in ("certfile", "keyfile") if options[name]}
+        tls = self._tls(options)
         listener = self._listen(address)
         dispatcher = runtime.start()
         application = runtime.Application(self._wsgi_application(options), dispatcher)
@@ -156,6 +157,20 @@ class Command(BaseCommand):
             runtime.stop()
             server.stop(timeout=1)
         return status
+
+    def _tls(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the server's options for TLS. The files are read here, once and for all."""
+        if not options["certfile"]:
+            if options["keyfile"]:
+                raise CommandError("--keyfile needs --certfile.", returncode=_FATAL)
+            return {}
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(options["certfile"], options["keyfile"])
+        except OSError as error:
+            problem = f"{options['certfile']} cannot be used for TLS: {error}."
+            raise CommandError(problem, returncode=_FATAL) from error
+        return {"ssl_context": context}
 
     def _listen(self, address: tuple[str, int]) -> Any:
         try:

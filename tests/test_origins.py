@@ -1,0 +1,387 @@
+"""Which pages may talk to the server: every kind of Origin, on every kind of request."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import DisallowedHost
+from django.test import override_settings
+
+from django_socketio.engine import Refused
+from django_socketio.origins import allow
+from tests import clients
+from tests.clients import UPGRADE, HandshakeFailed
+from tests.sites import Site, settings
+
+HOST = "example.com"
+HOSTS = {"ALLOWED_HOSTS": [HOST, ".example.com", "xn--bcher-kva.example", "[::1]", "proxy.test"]}
+LISTED = {
+    "SOCKETIO_ALLOWED_ORIGINS": [
+        "https://shop.test",
+        "http://dev.test:3000",
+        "https://*.apps.test",
+        "http://*.lab.test:8080",
+        "http://[2001:db8::1]:8000",
+        "https://xn--bcher-kva.test",
+        "HTTPS://Upper.test",
+    ]
+}
+
+
+def ask(origin: str | None, host: str = HOST, scheme: str = "http", **environ: str) -> Any:
+    """
+    Return what is decided about an origin: its CORS headers, or None for a refusal. Raise
+    `DisallowedHost` if the host was refused rather than the origin.
+    """
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "wsgi.url_scheme": scheme,
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "HTTP_HOST": host,
+        **environ,
+    }
+    if origin is not None:
+        environ["HTTP_ORIGIN"] = origin
+    try:
+        return dict(allow(environ))
+    except Refused as refused:
+        if refused.status == 400:
+            raise DisallowedHost(refused.hint) from None
+        assert refused.status == 403
+        return None
+
+
+def cors(origin: str) -> dict[str, str]:
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Credentials": "true",
+        "Vary": "Origin",
+    }
+
+
+# What no browser sends for a page of ours, whatever the settings are
+NEVER = [
+    "",
+    " ",
+    "null",
+    "*",
+    "example.com",
+    "//example.com",
+    "file://",
+    "file:///etc/passwd",
+    "data:text/html,x",
+    "ftp://example.com",
+    "ws://example.com",
+    "chrome-extension://abcdef",
+    "http://",
+    "http:///",
+    "http://example.com/",
+    "http://example.com/path",
+    "http://example.com?x",
+    "http://example.com#x",
+    "http://user@example.com",
+    "http://user:password@example.com",
+    "http://example.com@evil.test",
+    "http://example.com,http://example.com",
+    "http://example.com, http://evil.test",
+    "http://example.com http://evil.test",
+    "http://exam\tple.com",
+    "http://example.com\x00",
+    "http://example.com:port",
+    "http://example.com:99999",
+    "http://example.com:0",
+    "http://[::1",
+    "http://b\xfccher.example",
+    "http://example.com:",
+    "http://example.com:+80",
+    "http://example.com%2eevil.test",
+    "http://\u017fhop.test",
+    "http://" + "x" * 8192,
+    "http://example.com" + "," * 8192,
+]
+FOREIGN = [
+    "http://evil.test",
+    "https://example.com",
+    "http://example.com:8000",
+    "http://www.example.com",
+    "http://example.com.evil.test",
+    "http://evilexample.com",
+    "http://evil.test:80",
+    "http://example.com.",
+    "http://example.co",
+    "http://xn--bcher-kva.example",
+    "http://127.0.0.1",
+    "http://[::1]",
+]
+
+
+class TestByDefault:
+    @pytest.fixture(autouse=True)
+    def configured(self) -> Iterator[None]:
+        with override_settings(**HOSTS):
+            yield
+
+    def test_no_origin_is_no_page(self) -> None:
+        assert ask(None) == {}
+
+    @pytest.mark.parametrize(
+        ("origin", "host", "scheme"),
+        [
+            ("http://example.com", "example.com", "http"),
+            ("https://example.com", "example.com", "https"),
+            ("http://example.com:80", "example.com", "http"),
+            ("http://example.com", "example.com:80", "http"),
+            ("https://example.com", "example.com:443", "https"),
+            ("https://example.com:443", "example.com", "https"),
+            ("http://example.com:8000", "example.com:8000", "http"),
+            ("HTTP://EXAMPLE.com", "example.com", "http"),
+            ("http://example.com", "EXAMPLE.COM", "http"),
+            ("http://www.example.com", "www.example.com", "http"),
+            ("http://[::1]:8000", "[::1]:8000", "http"),
+            ("http://[::1]", "[::1]", "http"),
+            ("http://xn--bcher-kva.example", "xn--bcher-kva.example", "http"),
+        ],
+    )
+    def test_its_own_origin_is_allowed(self, origin: str, host: str, scheme: str) -> None:
+        assert ask(origin, host, scheme) == {}  # a browser needs no header for that
+
+    @pytest.mark.parametrize("origin", NEVER + FOREIGN, ids=lambda origin: origin[:40])
+    def test_everybody_else_is_refused(self, origin: str) -> None:
+        assert ask(origin) is None
+
+    def test_a_port_of_its_own_is_another_origin(self) -> None:
+        assert ask("http://example.com", "example.com:8000") is None
+        assert ask("https://example.com", "example.com:80", "http") is None
+
+    def test_the_trusted_origins_of_django_are_trusted(self) -> None:
+        trusted = ["https://shop.test", "https://*.apps.test"]
+        with override_settings(CSRF_TRUSTED_ORIGINS=trusted):
+            for origin in ("https://shop.test", "https://a.apps.test", "https://a.b.apps.test"):
+                assert ask(origin) == cors(origin)
+            for origin in ("http://shop.test", "https://apps.test", "https://evilapps.test"):
+                assert ask(origin) is None
+            with override_settings(SOCKETIO_ALLOWED_ORIGINS=["https://other.test"]):
+                assert ask("https://shop.test") is None
+                assert ask("https://other.test") == cors("https://other.test")
+
+    def test_a_host_that_is_not_allowed_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
+        for origin in (None, "http://evil.test"):
+            with pytest.raises(DisallowedHost):
+                ask(origin, host="evil.test")
+        assert "evil.test" in caplog.text and "ALLOWED_HOSTS" in caplog.text
+
+
+class TestWithAList:
+    @pytest.fixture(autouse=True)
+    def configured(self) -> Iterator[None]:
+        with override_settings(**HOSTS, **LISTED):
+            yield
+
+    @pytest.mark.parametrize(
+        "origin",
+        [
+            "https://shop.test",
+            "https://shop.test:443",
+            "https://SHOP.test",
+            "http://dev.test:3000",
+            "https://a.apps.test",
+            "https://a.b.apps.test",
+            "http://a.lab.test:8080",
+            "http://[2001:db8::1]:8000",
+            "https://xn--bcher-kva.test",
+            "https://upper.test",
+        ],
+    )
+    def test_what_it_has_is_allowed(self, origin: str) -> None:
+        assert ask(origin) == cors(origin)
+
+    @pytest.mark.parametrize(
+        "origin",
+        [
+            "http://shop.test",
+            "https://shop.test:8443",
+            "https://shop.test.",
+            "https://shop.test.evil.test",
+            "https://evilshop.test",
+            "https://sub.shop.test",
+            "https://user@shop.test",
+            "http://dev.test",
+            "https://apps.test",
+            "http://a.apps.test",
+            "https://a.apps.test:8443",
+            "https://evilapps.test",
+            "https://a.apps.test.evil.test",
+            "http://a.lab.test",
+            "http://[2001:db8::1]",
+            "https://b\xfccher.test",
+            *NEVER,
+            *FOREIGN,
+        ],
+        ids=lambda origin: origin[:40],
+    )
+    def test_all_else_is_refused(self, origin: str) -> None:
+        assert ask(origin) is None
+
+    def test_its_own_origin_needs_no_place_in_it(self) -> None:
+        assert ask("http://example.com") == ask(None) == {}
+
+
+@pytest.mark.parametrize("star", ["*", ["*"], ["https://shop.test", "*"]], ids=repr)
+class TestWithAStar:
+    @pytest.mark.parametrize("origin", FOREIGN)
+    def test_every_page_is_allowed(self, star: Any, origin: str) -> None:
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=star):
+            assert ask(origin) == cors(origin)
+
+    @pytest.mark.parametrize("origin", NEVER, ids=lambda origin: origin[:40])
+    def test_what_is_no_page_is_not(self, star: Any, origin: str) -> None:
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=star):
+            assert ask(origin) is None
+
+
+class TestBehindAProxy:
+    TLS = ("HTTP_X_FORWARDED_PROTO", "https")
+
+    @override_settings(**HOSTS, SECURE_PROXY_SSL_HEADER=TLS)
+    def test_the_scheme_is_what_the_setting_trusts(self) -> None:
+        forwarded = {"HTTP_X_FORWARDED_PROTO": "https"}
+        assert ask("https://example.com", **forwarded) == {}
+        assert ask("http://example.com", **forwarded) is None
+        assert ask("https://example.com") is None
+        assert ask("https://example.com", HTTP_X_FORWARDED_PROTO="http") is None
+
+    @override_settings(**HOSTS)
+    def test_without_the_setting_a_client_may_say_what_it_wants(self) -> None:
+        assert ask("https://example.com", HTTP_X_FORWARDED_PROTO="https") is None
+        assert ask("http://proxy.test", HTTP_X_FORWARDED_HOST="proxy.test") is None
+        assert ask("http://example.com:8000", HTTP_X_FORWARDED_PORT="8000") is None
+
+    @override_settings(**HOSTS, USE_X_FORWARDED_HOST=True, USE_X_FORWARDED_PORT=True)
+    def test_the_host_is_what_the_setting_trusts(self) -> None:
+        assert ask("http://proxy.test", HTTP_X_FORWARDED_HOST="proxy.test") == {}
+        assert ask("http://example.com", HTTP_X_FORWARDED_HOST="proxy.test") is None
+        assert ask("http://example.com") == {}
+        with pytest.raises(DisallowedHost):
+            ask("http://evil.test", HTTP_X_FORWARDED_HOST="evil.test")
+
+    @override_settings(**HOSTS)
+    def test_a_change_of_the_settings_is_noticed(self) -> None:
+        forwarded = {"HTTP_X_FORWARDED_PROTO": "https"}
+        assert ask("https://example.com", **forwarded) is None
+        with override_settings(SECURE_PROXY_SSL_HEADER=self.TLS):
+            assert ask("https://example.com", **forwarded) == {}
+        assert ask("https://example.com", **forwarded) is None
+
+
+# Every request of every transport
+
+EVIL = ("Origin", "http://evil.test")
+SHOP = ("Origin", "https://shop.test")
+KINDS = ("polling handshake", "websocket handshake", "poll", "post", "upgrade", "options")
+
+
+def perform(site: Site, kind: str, *headers: tuple[str, str]) -> clients.Answer:
+    """Make a request of some kind; a session that it needs is opened by somebody honest."""
+    query = "EIO=4&transport=" + ("websocket" if kind.split()[0] in UPGRADING else "polling")
+    if kind in ("poll", "post", "upgrade"):
+        query += f"&sid={site.open('polling').sid}"
+    method = {"post": "POST", "options": "OPTIONS"}.get(kind, "GET")
+    body = b"40" if kind == "post" else b""
+    if kind.split()[0] in UPGRADING:
+        headers = (*UPGRADE, *headers)
+    if kind == "poll" and EVIL not in headers:
+        # Something to fetch, or it would wait.
+        site.dispatcher.engine.close_all("for the poll")
+    return clients.request(site.address, method, f"{clients.PATH}?{query}", headers, body)
+
+
+UPGRADING = ("websocket", "upgrade")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_foreign_page_is_refused_by_each(
+    site: Site, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = perform(site, kind, EVIL)
+    assert answer.status == 403
+    assert b'"code":4,"message":"Forbidden"' in answer.body
+    assert b"origin" in answer.body
+    assert answer.header("Access-Control-Allow-Origin") is None
+    assert answer.header("Content-Type") == "application/json"
+    refusal = " ".join(r.getMessage() for r in caplog.records if r.name.endswith(".origins"))
+    assert "http://evil.test" in refusal
+    assert f"http://{site.address}" in refusal
+    assert "CSRF_TRUSTED_ORIGINS" in refusal or "SOCKETIO_ALLOWED_ORIGINS" in refusal
+    assert len(site.dispatcher.engine.sessions) == (kind in ("poll", "post", "upgrade"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own", [True, False], ids=["own origin", "no origin"])
+def test_its_own_page_is_served_by_each(site: Site, kind: str, own: bool) -> None:
+    headers = [("Origin", f"http://{site.address}")] if own else []
+    answer = perform(site, kind, *headers)
+    expected = {"options": 204}.get(kind, 101 if kind.split()[0] in UPGRADING else 200)
+    assert answer.status == expected
+    assert answer.header("Access-Control-Allow-Origin") is None
+
+
+@settings(SOCKETIO_ALLOWED_ORIGINS=["https://shop.test"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_allowed_page_is_served_by_each_and_may_read_the_answer(site: Site, kind: str) -> None:
+    answer = perform(site, kind, SHOP)
+    expected = {"options": 204}.get(kind, 101 if kind.split()[0] in UPGRADING else 200)
+    assert answer.status == expected
+    assert answer.header("Access-Control-Allow-Origin") == "https://shop.test"
+    assert answer.header("Access-Control-Allow-Credentials") == "true"
+    assert "Origin" in (answer.header("Vary") or "")
+
+
+@settings(SOCKETIO_ALLOWED_ORIGINS=["https://shop.test"])
+def test_an_allowed_page_may_read_why_it_failed(site: Site) -> None:
+    target = f"{clients.PATH}?EIO=4&transport=polling&sid=unknown"
+    answer = clients.request(site.address, "GET", target, [SHOP])
+    assert answer.status == 400
+    assert answer.header("Access-Control-Allow-Origin") == "https://shop.test"
+
+
+@settings(SOCKETIO_ALLOWED_ORIGINS=["https://shop.test"])
+def test_a_preflight_says_what_is_allowed(site: Site) -> None:
+    asked = ("Access-Control-Request-Headers", "content-type,x-probe")
+    answer = perform(site, "options", SHOP, asked)
+    assert answer.header("Access-Control-Allow-Methods") == "GET, POST"
+    assert answer.header("Access-Control-Allow-Headers") == "content-type,x-probe"
+
+
+@settings(SOCKETIO_ALLOWED_ORIGINS="*")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_origins_are_none(site: Site, kind: str) -> None:
+    own = ("Origin", f"http://{site.address}")
+    assert perform(site, kind, own, own).status == 403
+    assert perform(site, kind, own, EVIL).status == 403
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_foreign_host_is_refused_by_each(site: Site, kind: str) -> None:
+    host = ("Host", "evil.test")
+    assert perform(site, kind, host, EVIL).status == 400
+    assert perform(site, kind, host, ("Origin", "http://evil.test")).status == 400
+
+
+def test_a_session_stays_whole_when_a_foreign_page_guesses_it(site: Site) -> None:
+    client = site.connect(transport="polling")
+    target = f"{clients.PATH}?EIO=4&transport=polling&sid={client.connection.sid}"
+    for method, body in (("GET", b""), ("POST", b"41")):
+        assert clients.request(site.address, method, target, [EVIL], body).status == 403
+    assert client.fence() == []
+
+
+def test_the_log_of_a_refusal_stays_one_line(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin = "http://evil.test\xa0\xadx"
+    with pytest.raises(HandshakeFailed) as failed:
+        site.open("polling", headers={"Origin": origin})
+    assert failed.value.status == 403
+    (record,) = [record for record in caplog.records if record.name.endswith(".origins")]
+    assert record.getMessage().isprintable()
