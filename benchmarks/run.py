@@ -19,11 +19,11 @@ from typing import Any
 
 from cores import LOAD_CORE, SERVER_CORE, busy_seconds, cpu_seconds, memory, pinned
 from peers import BUILD, PEERS, Failed, Peer, Server, compile_c, serving
-from table import Figure, as_rst, verdicts
+from table import Figure, as_rst, is_quiet, strangers, verdicts
 
 IDLE_CLIENTS = 5000
 IDLE_SECONDS = 32  # more than any peer's ping interval: each client has been pinged once
-QUIET, TRIES = 0.1, 3  # a figure is taken again while strangers took more of a core than this
+TRIES = 3  # of a figure that is not quiet
 FANOUT = ["fanout", "--clients", "500", "--inflight"]
 SCENARIOS: dict[str, dict[str, list[str]]] = {
     "fanout": {f"fan-out @{inflight}": [*FANOUT, str(inflight)] for inflight in (1, 4, 16)},
@@ -131,13 +131,9 @@ def quietest(figures: Iterator[Figure]) -> Figure:
     taken = []
     for figure in figures:
         taken.append(figure)
-        if strangers(figure) <= QUIET:
+        if is_quiet(figure):
             break
     return min(taken, key=strangers)
-
-
-def strangers(figure: Figure) -> float:
-    return figure.get("strangers", 0)
 
 
 def load_command(server: Server, load: list[str]) -> list[str]:
@@ -212,8 +208,7 @@ def report(rounds: Rounds, scenarios: list[str], out: Path | None) -> None:
 
 def median(figures: list[Figure]) -> Figure:
     """Return the median of the quiet figures, or the quietest when there are none."""
-    quiet = [figure for figure in figures if strangers(figure) <= QUIET]
-    figures = quiet or [min(figures, key=strangers)]
+    figures = list(filter(is_quiet, figures)) or [min(figures, key=strangers)]
     return {name: statistics.median(figure[name] for figure in figures) for name in figures[0]}
 
 

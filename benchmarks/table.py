@@ -8,11 +8,13 @@ from dataclasses import dataclass
 Figure = Mapping[str, float]
 Results = Mapping[str, Mapping[str, Figure]]
 
+QUIET = 0.1  # a figure is not to be compared where strangers took more of a core than this
+
 CAPTION = """\
 Rates are messages delivered (or connects) per second, then p50/p99 in ms; idle is resident memory
 per client. Ratios are ours to the peer's: of the rate (more is better), of p99 or of the memory
 (less is better). Generator is the most that the load generator used of its core, strangers the most
-that other processes used: over ten percent or so, a figure is not comparable."""
+that other processes used: over ten percent, a figure is noisy and not comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ def cell(figure: Figure | None) -> str:
     if "bytes" in figure:
         return f"{figure['bytes'] / 1e3:.1f} kB"
     return f"{thousands(figure['rate'])}  {figure['p50']:.3g}/{figure['p99']:.3g}"
+
+
+def strangers(figure: Figure) -> float:
+    return figure.get("strangers", 0)
+
+
+def is_quiet(figure: Figure) -> bool:
+    return strangers(figure) <= QUIET
 
 
 def ratios(ours: Figure | None, theirs: Figure | None) -> dict[str, float]:
@@ -102,7 +112,9 @@ def verdicts(results: Results) -> list[str]:
     for target in TARGETS:
         measured = ratios(ours.get(target.scenario), node.get(target.scenario))
         if (ratio := measured.get(target.figure)) is not None:
+            figures = ours[target.scenario], node[target.scenario]
             word = "met" if target.met_by(ratio) else "MISSED"
+            word = word if all(map(is_quiet, figures)) else "noisy"
             limit = "at least" if target.figure == "rate" else "at most"
             lines.append(
                 f"{word:6}  {target!s:18} {ratio:5.2f}x Node, wanted {limit} {target.bound}x"

@@ -275,6 +275,7 @@ class WebSocket:
         self,
         address: Address,
         *,
+        path: str = "/engine.io/",
         sid: str | None = None,
         behind: bytes = b"",
         answers: bool = True,
@@ -284,8 +285,8 @@ class WebSocket:
         self.http = Http(address, **options)
         self.answers = answers
         self._events: list[Frame] = []
-        target = f"{PATH}websocket" + (f"&sid={sid}" if sid else "")
-        uri = parse_uri(f"ws://{address[0]}:{address[1]}{target}")
+        query = "EIO=4&transport=websocket" + (f"&sid={sid}" if sid else "")
+        uri = parse_uri(f"ws://{address[0]}:{address[1]}{path}?{query}")
         self._protocol = ClientProtocol(uri, max_size=None)
         opening = self._protocol.connect()
         for name, value in (headers or {}).items():
@@ -295,6 +296,7 @@ class WebSocket:
         while self._protocol.state is CONNECTING:
             self._feed()
             if self._protocol.handshake_exc is not None:
+                self.close()
                 raise self._protocol.handshake_exc
         del self._events[0]  # the response
         if sid is None:

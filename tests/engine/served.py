@@ -46,6 +46,10 @@ class Application:
         self.answer: Callable[[Session, str | bytes], None] = nothing
         self.allow: Callable[[dict[str, Any]], Headers] = lambda environ: []
 
+    def forget(self) -> None:
+        for records in (self.opened, self.messages, self.closed, self.requests):
+            records.clear()
+
     @property
     def reasons(self) -> list[str]:
         return [reason for _, reason in self.closed]
@@ -133,6 +137,7 @@ class Served:
         finally:
             self.server.stop()
             logging.getLogger("django_socketio").removeHandler(self._handler)
+            self.app.forget()
 
     def check(self) -> None:
         """Check that nothing is left."""
@@ -180,6 +185,11 @@ class Served:
         wait_until(lambda: self.app.closed, what=f"the end of a session: {reason}")
         assert self.app.reasons == [reason]
         assert self.app.closed[0][0].reason == reason
+
+
+def lanes(served: Served) -> int:
+    """Return how many things still wait for a time."""
+    return sum(map(len, served.engine.deadlines._lanes))
 
 
 def nothing(*args: object) -> None:

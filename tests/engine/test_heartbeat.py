@@ -10,7 +10,7 @@ from django_socketio.engine import State
 from tests.support import UNIT, wait_until
 
 from .clients import PATH, Poller, WebSocket, frame, text
-from .served import Served, echo, message
+from .served import Served, echo, lanes, message
 from .test_polling import GONE
 
 INTERVAL, TIMEOUT = 6 * UNIT, 4 * UNIT
@@ -81,7 +81,7 @@ def test_no_answer_is_the_end(beating: Served, transport: str) -> None:
         assert client.closed() is None
     else:
         assert client.getting.get(client.target).error == GONE
-    assert sum(map(len, beating.engine.deadlines._lanes)) == 0
+    assert lanes(beating) == 0
 
 
 def test_messages_are_no_answer(beating: Served, transport: str) -> None:

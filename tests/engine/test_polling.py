@@ -10,7 +10,7 @@ from django_socketio.protocol.exceptions import ProtocolError
 from tests.support import UNIT, wait_until
 
 from .clients import PATH, Poller, chunked, payload, request
-from .served import Served, echo, message
+from .served import Served, echo, lanes, message
 
 GONE = (400, 1, "Session ID unknown")
 BAD_REQUEST = (400, 3, "Bad request")
@@ -400,11 +400,6 @@ def test_a_pong_behind_the_close_starts_nothing(served: Served) -> None:
     assert client.post("1", "3").body == b"ok"
     served.wait_closed("transport close")
     assert lanes(served) == 0
-
-
-def lanes(served: Served) -> int:
-    """Return how many things still wait for a time."""
-    return sum(map(len, served.engine.deadlines._lanes))
 
 
 def test_the_server_closes_while_a_get_waits(served: Served) -> None:

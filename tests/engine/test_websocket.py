@@ -1,9 +1,7 @@
 """The WebSocket transport: RFC 6455, and Engine.IO's packets over it ("WebSocket")."""
 
 import contextlib
-import gc
 import hashlib
-import os
 import random
 import socket
 import struct
@@ -11,7 +9,6 @@ import tracemalloc
 from collections.abc import Callable
 
 import gevent
-import greenlet
 import pytest
 from websockets.frames import Opcode
 
@@ -20,7 +17,8 @@ from django_socketio.protocol.exceptions import ProtocolError
 from tests.support import UNIT, wait_until
 
 from .clients import PATH, frame, text
-from .served import Served, echo, message
+from .resources import KEPT_GREENLETS, Resources
+from .served import Served, echo, lanes, message
 from .test_handshake import UPGRADE
 
 CONT, TEXT, BINARY = Opcode.CONT, Opcode.TEXT, Opcode.BINARY
@@ -463,20 +461,19 @@ def test_a_noop_means_nothing(echoing: Served) -> None:
     assert client.receive() == "4hello"
 
 
-def live_greenlets() -> int:
-    return sum(isinstance(item, greenlet.greenlet) and not item.dead for item in gc.get_objects())
-
-
 @pytest.mark.parametrize("pong", [text("3"), frame(PONG, b"x")], ids=["packets", "frames"])
 def test_a_flood_of_pongs(echoing: Served, pong: bytes) -> None:
     """CVE-2026-48802: each started a heartbeat of its own."""
     client = echoing.websocket()
-    before = live_greenlets(), sum(map(len, echoing.engine.deadlines._lanes))
+    before = Resources.now(), lanes(echoing)
     for _ in range(10):
         client.send_raw(pong * 1_000)
     client.send("4still here")
     assert client.receive() == "4still here"
-    assert (live_greenlets(), sum(map(len, echoing.engine.deadlines._lanes))) <= before
+    after = Resources.now()
+    assert after.greenlets <= before[0].greenlets
+    assert after.watchers <= before[0].watchers
+    assert lanes(echoing) == before[1]
 
 
 def test_a_flood_of_pings(echoing: Served) -> None:
@@ -662,8 +659,7 @@ def test_bad_upgrades_that_are_reset(echoing: Served) -> None:
     other = echoing.websocket()
     poller = echoing.poller()
     wait_until(lambda: echoing.server.connections == 2, what="idle connections")
-    gc.collect()
-    before = live_greenlets(), descriptors(), gevent.get_hub().loop.activecnt
+    before = Resources.now()
     head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "x", **UPGRADE}.items())
     good = f"GET {PATH}websocket HTTP/1.1\r\n{head}\r\n".encode()
     probe = good.replace(b" HTTP", f"&sid={poller.sid} HTTP".encode())
@@ -692,16 +688,8 @@ def test_bad_upgrades_that_are_reset(echoing: Served) -> None:
     assert poller.get() == ["4and here"]
     wait_until(lambda: len(echoing.engine.sessions) == 2, what="the end of the others")
     wait_until(lambda: echoing.server.connections == 2, what="the end of their connections")
-    wait_until(lambda: descriptors() == before[1], what="their descriptors")
     del client
-    gc.collect()
-    assert live_greenlets() <= before[0] + KEPT_GREENLETS
-    assert gevent.get_hub().loop.activecnt <= before[2]
-
-
-KEPT_GREENLETS = 32
-"""The front keeps that many to serve the next connections."""
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    wait_until(lambda: Resources.now().descriptors == before.descriptors, what="all descriptors")
+    after = Resources.now()
+    assert after.greenlets <= before.greenlets + KEPT_GREENLETS
+    assert after.watchers <= before.watchers

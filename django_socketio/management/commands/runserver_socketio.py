@@ -20,10 +20,12 @@ import threading
 import time
 from argparse import ArgumentParser
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import django
 import gevent
+from django.apps import apps
 from django.conf import settings
 from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.exceptions import ImproperlyConfigured
@@ -38,7 +40,7 @@ from django_socketio.engine.pywsgi import SocketIOServer
 
 _ADDRESS = re.compile(
     r"(?:(?P<host>[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[a-fA-F0-9:.%]+\]|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*):)?"
-    r"(?P<port>\d{1,5})\Z"
+    r"(?P<port>[0-9]{1,5})\Z"
 )
 _BACKLOG = 1024
 """Connections that the kernel holds until they are accepted."""
@@ -125,38 +127,44 @@ class Command(BaseCommand):
         arguments = autoreload.get_child_arguments()
         while not stopping:
             child = subprocess.Popen(arguments, env={**os.environ, _SUPERVISED: "true"})
+            if stopping:  # asked for while the child came into being
+                child.terminate()
+            code = _snapshot()  # before the server fails, or its fix may come unnoticed
             status = child.wait()
-            if status in (0, _FATAL) or status < 0 or stopping:
+            if stopping:
                 return max(status, 0)
+            if status in (0, _FATAL) or status < 0:
+                return abs(status)
             if status != _RELOAD:
                 self.stderr.write("The server did not start. It is tried again after a change.")
-                _wait_for_change(lambda: stopping)
+                while not stopping and _snapshot() == code:
+                    time.sleep(autoreload.StatReloader.SLEEP_TIME)
         return 0
 
     # The server
 
     def _serve(self, address: tuple[str, int], options: dict[str, Any]) -> int:
         _show_logs()
+        stop = _Stop()
+        if not options["noreload"]:
+            stop.watch()  # before all else, so as to miss no change meanwhile
         self.check(display_num_errors=True)
         self.check_migrations()
         tls = self._tls(options)
-        listener = self._listen(address)
-        dispatcher = runtime.start()
-        application = runtime.Application(self._wsgi_application(options), dispatcher)
-        server = SocketIOServer(listener, application, **tls)
-        server.start()
-        gc.freeze()  # what is there now stays, and need not be looked through again and again
-        self._report(listener.getsockname(), "https" if tls else "http")
-        stop = _Stop()
-        if not options["noreload"]:
-            stop.watch()
-        try:
-            status = stop.wait()
-        finally:
-            server.stop_accepting()
-            runtime.stop()
-            server.stop(timeout=1)
-        return status
+        with self._listen(address) as listener:
+            dispatcher = runtime.start()
+            application = runtime.Application(self._wsgi_application(options), dispatcher)
+            server = SocketIOServer(listener, application, **tls)
+            server.start()
+            gc.freeze()  # what is there now stays, and need not be looked through again and again
+            stop.on_signals()
+            self._report(listener.getsockname(), "https" if tls else "http")
+            try:
+                return stop.wait()
+            finally:
+                server.stop_accepting()
+                runtime.stop()
+                server.stop(timeout=1)
 
     def _tls(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the server's options for TLS. The files are read here, once and for all."""
@@ -210,6 +218,8 @@ class _Stop:
     def __init__(self) -> None:
         self._event = Event()
         self._status = 0
+
+    def on_signals(self) -> None:
         gevent.signal_handler(signal.SIGTERM, self._event.set)
         gevent.signal_handler(signal.SIGINT, self._interrupted)
 
@@ -258,14 +268,18 @@ def _execute_patched() -> None:
     os.execv(sys.executable, command)
 
 
-def _wait_for_change(stopping: Any) -> None:
-    """Return when a module of this process has changed on the disk."""
+def _snapshot() -> dict[Path, float]:
+    """
+    Return the times of the project's code: of the modules of this process, and of all that is in
+    its apps and beside its settings, since the URL conf and the views are the server's alone.
+    """
     reloader = autoreload.StatReloader()
-    before = dict(reloader.snapshot_files())
-    while not stopping():
-        time.sleep(reloader.SLEEP_TIME)
-        if dict(reloader.snapshot_files()) != before:
-            return
+    for config in apps.get_app_configs():
+        reloader.watch_dir(Path(config.path), "**/*.py")
+    module = sys.modules.get(settings.SETTINGS_MODULE or "")
+    if module is not None and module.__file__:
+        reloader.watch_dir(Path(module.__file__).parent, "*.py")
+    return dict(reloader.snapshot_files())
 
 
 def _show_logs() -> None:
