@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import close_old_connections, connections, reset_queries
 from django.db.backends.signals import connection_created
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch, get_script_prefix, reverse
 from django.utils.module_loading import import_string
 from gevent.monkey import is_module_patched
 
@@ -180,7 +181,9 @@ class Application:
     def __init__(self, django: WSGIApplication, dispatcher: Dispatcher) -> None:
         self._django = django
         self._engine = dispatcher.engine
-        self._path = socketio_path()
+        # As PATH_INFO has it: not quoted, and behind the prefix that a proxy has taken off.
+        path = "/" + socketio_path().removeprefix(get_script_prefix())
+        self._path = unquote_to_bytes(path).decode("latin-1")
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == self._path and not self._opens(environ):

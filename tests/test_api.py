@@ -123,7 +123,11 @@ def test_every_function_takes_a_namespace(crowd: dict[str, Client]) -> None:
 def test_a_tuple_is_several_arguments(site: Site) -> None:
     client = site.connect()
     client.subscribe("room")
-    for function in (lambda m: send(client.sid, m), broadcast, lambda m: broadcast_channel(m, "room")):
+    for function in (
+        lambda m: send(client.sid, m),
+        broadcast,
+        lambda m: broadcast_channel(m, "room"),
+    ):
         function(("a", b"b"))
         function(["a", "b"])
     assert client.fence() == [["message", "a", b"b"], ["message", ["a", "b"]]] * 3

@@ -12,9 +12,14 @@ from django.core.exceptions import PermissionDenied
 from django.utils import translation
 from gevent.event import Event
 
-from django_socketio import BackendError, ConnectionRefused, NoSocket, broadcast_channel
-from django_socketio import broadcast as broadcast_all
-from django_socketio import send as send_to
+from django_socketio import (
+    BackendError,
+    ConnectionRefused,
+    NoSocket,
+    broadcast as broadcast_all,
+    broadcast_channel,
+    send as send_to,
+)
 from django_socketio.events import (
     on_connect,
     on_disconnect,
@@ -26,7 +31,7 @@ from django_socketio.events import (
     on_unsubscribe,
 )
 from tests import clients
-from tests.clients import CONNECT_ERROR, EVENT, Client, Connection, Lost, Refused
+from tests.clients import CONNECT_ERROR, EVENT, Client, Lost, Refused
 from tests.sites import Site, settings
 from tests.support import UNIT, wait_until
 
@@ -535,8 +540,6 @@ def test_a_client_that_connects_to_no_namespace_is_closed(site: Site, transport:
     silent = site.open(transport)
     refused = site.open(transport)
     unknown = site.open(transport)
-    left = site.connect(transport=transport) if asked else None
-    assert left is None
     refused.request()
     unknown.request("/nowhere")
     for connection in (silent, refused, unknown):
@@ -1252,9 +1255,3 @@ def test_a_client_that_is_held_back_is_not_taken_for_dead(site: Site) -> None:
     assert steps == []
     go_on.set()
     assert client.fence() == []
-
-
-def test_connection_is_all_a_client_needs(site: Site) -> None:
-    connection: Connection = site.open()
-    assert connection.opened["upgrades"] == []
-    assert site.open("polling").opened["upgrades"] == ["websocket"]

@@ -376,9 +376,7 @@ def test_a_session_stays_whole_when_a_foreign_page_guesses_it(site: Site) -> Non
     assert client.fence() == []
 
 
-def test_the_log_of_a_refusal_stays_one_line(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_of_a_refusal_stays_one_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     origin = "http://evil.test\xa0\xadx"
     with pytest.raises(HandshakeFailed) as failed:
         site.open("polling", headers={"Origin": origin})

@@ -299,9 +299,7 @@ def test_idle_sockets_hold_no_connection(site: Site, opened: list[Any]) -> None:
     assert held(opened) == 0
 
 
-def test_there_are_as_many_connections_as_handlers_that_run(
-    site: Site, opened: list[Any]
-) -> None:
+def test_there_are_as_many_connections_as_handlers_that_run(site: Site, opened: list[Any]) -> None:
     go_on = Event()
 
     @on_event("hold")
@@ -332,9 +330,7 @@ def test_a_persistent_connection_serves_many_handlers(
     wait_until(lambda: held(opened) == 0)
 
 
-def test_a_handler_that_fails_rolls_back_and_the_next_works(
-    site: Site, opened: list[Any]
-) -> None:
+def test_a_handler_that_fails_rolls_back_and_the_next_works(site: Site, opened: list[Any]) -> None:
     bind_database_handlers()
     client = site.connect()
     for _ in range(3):

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy
 from gevent.event import Event
 
 from django_socketio import NoSocket
-from django_socketio.engine import Frame, Session
+from django_socketio.engine import Frame
 from django_socketio.events import on_connect, on_disconnect, on_event, on_finish, on_message
 from django_socketio.sockets import Socket
 from tests import clients
@@ -386,24 +386,23 @@ def test_all_members_of_a_channel_see_one_order(site: Site) -> None:
 def test_all_recipients_get_the_same_frame_object(
     site: Site, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames: list[Frame] = []
-    send = Session.send
+    made: list[Frame] = []
+    init = Frame.__init__
 
-    def record(session: Session, frame: Frame) -> None:
-        frames.append(frame)
-        send(session, frame)
+    def record(frame: Frame, text: bytes | None, *attachments: bytes) -> None:
+        init(frame, text, *attachments)
+        if text and b"hello" in text:
+            made.append(frame)
 
     action()(lambda socket: getattr(socket, method)(("hello", b"!")))
-    crowd = site.connect_several(4)
+    crowd = [*site.connect_several(4), site.connect(transport="polling")]
     for client in crowd:
         client.subscribe("room")
-    with monkeypatch.context() as patched:
-        patched.setattr(Session, "send", record)
-        crowd[0].emit("do")
-        for client in crowd:
-            assert client.event() == ["message", "hello", b"!"]
-    assert len(frames) == 4
-    assert len({id(frame) for frame in frames}) == 1
+    monkeypatch.setattr(Frame, "__init__", record)
+    crowd[0].emit("do")
+    for client in crowd:
+        assert client.fence() == [["message", "hello", b"!"]]
+    assert len(made) == 1
 
 
 # Subscribing from the server

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django import urls
 from django.contrib.auth.models import User
 from django.core.signals import got_request_exception, request_finished, request_started
 from django.http import HttpRequest, HttpResponse
-from django.test import Client as Browser
-from django.test import override_settings
+from django.test import Client as Browser, override_settings
 
 from django_socketio.events import on_connect, on_event
 from tests import clients
@@ -412,3 +412,29 @@ def test_the_path_may_be_anywhere() -> None:
             assert site.connect(path=path).fence() == []
             assert site.connect(path=path, transport="polling").fence() == []
             assert clients.request(site.address, target=PATH).status == 404
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [("", "/app"), ('realtime/"quoted"/', ""), ("räume/", ""), ("räume/", "/app")],
+)
+def test_only_the_handshake_passes_django_wherever_the_path_is(place: str, prefix: str) -> None:
+    """A proxy that serves the project below a prefix takes the prefix off."""
+    requests: list[Any] = []
+    note = lambda environ, **kwargs: requests.append(environ["REQUEST_METHOD"])  # noqa: E731
+    patterns = [urls.path(place, urls.include("django_socketio.urls"))]
+    urlconf = type("urlconf", (), {"urlpatterns": patterns})
+    with override_settings(ROOT_URLCONF=urlconf, FORCE_SCRIPT_NAME=prefix or None):
+        before = urls.get_script_prefix()
+        urls.set_script_prefix(f"{prefix}/")  # as django.setup() does
+        try:
+            path = urls.reverse("socketio")
+            with Site() as site:
+                request_started.connect(note)
+                client = site.connect(path=path.removeprefix(prefix), transport="polling")
+                assert client.fence() == []
+        finally:
+            request_started.disconnect(note)
+            urls.set_script_prefix(before)
+    assert path.startswith(f"{prefix}/")
+    assert requests == ["GET"]

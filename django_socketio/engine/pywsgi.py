@@ -7,7 +7,6 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 import logging
 from _socket import socket as RawSocket
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
 from errno import EPIPE
 from http import HTTPStatus

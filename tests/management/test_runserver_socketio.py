@@ -20,10 +20,13 @@ from typing import Any, Self
 
 import django
 import pytest
+from django.conf import settings
+from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 import django_socketio
+from django_socketio.management.commands import runserver_socketio
 from tests import clients
 from tests.support import ROOT, UNIT, free_port, require, wait_until
 
@@ -200,9 +203,10 @@ class Running:
 
     def error(self) -> str:
         """Return the sentence of a command that cannot run."""
-        status = self.status()
-        assert status not in (0, -signal.SIGKILL), self.output
-        (line,) = self.output.splitlines()
+        assert self.status() > 0, self.output
+        *before, line = self.output.splitlines()
+        assert before in ([], ["System check identified no issues (0 silenced)."]), self.output
+        assert line.startswith("CommandError: ")
         return line.removeprefix("CommandError: ")
 
 
@@ -217,7 +221,8 @@ def test_the_report_says_what_is_served_and_by_what(project: Project) -> None:
     with Running(project, "127.0.0.1:0", "--noreload") as running:
         address = running.reported()
         assert get(address, "/view/").body == b"one"
-        assert clients.connect(address).call("version") == ["one"]
+        with closing(clients.connect(address)) as client:
+            assert client.call("version") == ["one"]
         versions = {
             "django-socketio": django_socketio.__version__,
             "Django": django.get_version(),
@@ -430,7 +435,9 @@ def test_a_poll_that_waits_is_closed_by_a_packet(project: Project) -> None:
         client = clients.connect(running.reported(), transport="polling")
         transport = client.connection.transport
         assert isinstance(transport, clients.Polling)
-        transport._polls.request("GET", f"{clients.PATH}?EIO=4&transport=polling&sid={client.connection.sid}")
+        transport._polls.request(
+            "GET", f"{clients.PATH}?EIO=4&transport=polling&sid={client.connection.sid}"
+        )
         running.process.send_signal(signal.SIGTERM)
         assert transport._polls.getresponse().read() == b"1"
         assert running.status() == 0
@@ -501,7 +508,9 @@ def test_a_change_ends_every_socket_and_serves_the_new_code(
 
 
 @pytest.mark.parametrize(
-    ("module", "source"), [("chat/events.py", EVENTS), ("chat/views.py", VIEWS)]
+    ("module", "source"),
+    [("chat/events.py", EVENTS), ("chat/views.py", VIEWS)],
+    ids=["in events", "in views"],
 )
 def test_it_comes_back_after_an_error(
     project: Project, reloading: Running, module: str, source: str
@@ -539,32 +548,38 @@ def test_without_reloading_a_change_means_nothing(project: Project) -> None:
 
 # Static files
 
-OURS = "/static/django_socketio/socketio.js"
-THEIRS = "/static/chat/page.css"
-
 
 @pytest.mark.parametrize(
-    ("debug", "options", "status"),
-    [
-        ("1", [], 200),
-        ("1", ["--nostatic"], 404),
-        ("", [], 404),
-        ("", ["--insecure"], 200),
-        ("", ["--insecure", "--nostatic"], 404),
-    ],
+    ("debug", "options", "served"),
+    [("1", [], True), ("1", ["--nostatic"], False), ("", ["--insecure"], True)],
 )
-def test_static_files_are_served_as_djangos_runserver_does(
-    project: Project, debug: str, options: list[str], status: int
+def test_static_files_are_served(
+    project: Project, debug: str, options: list[str], served: bool
 ) -> None:
     env = {"SITE_DEBUG": debug}
     with Running(project, "127.0.0.1:0", "--noreload", *options, env=env) as running:
         address = running.reported()
-        assert get(address, OURS).status == get(address, THEIRS).status == status
-        if status == 200:
-            assert get(address, THEIRS).body == b"/* the page's style */"
-            for outside in ("/static/../site_settings.py", "/static/%2e%2e/site_settings.py"):
-                answer = get(address, outside)
-                assert answer.status != 200 and b"SECRET" not in answer.body
+        answer = get(address, "/static/chat/page.css")
+        assert (answer.body == b"/* the page's style */") is served
+        assert (get(address, "/static/django_socketio/socketio.js").status == 200) is served
+        for outside in ("/static/../site_settings.py", "/static/%2e%2e/site_settings.py"):
+            answer = get(address, outside)
+            assert answer.status != 200 and b"SECRET" not in answer.body
+
+
+@pytest.mark.parametrize("debug", [True, False])
+@pytest.mark.parametrize("nostatic", [True, False])
+@pytest.mark.parametrize("insecure", [True, False])
+@pytest.mark.parametrize("app", [True, False])
+def test_static_files_are_served_when_djangos_runserver_does(
+    debug: bool, nostatic: bool, insecure: bool, app: bool
+) -> None:
+    options = {"nostatic": nostatic, "insecure": insecure}
+    installed = [name for name in settings.INSTALLED_APPS if app or "staticfiles" not in name]
+    with override_settings(DEBUG=debug, INSTALLED_APPS=installed):
+        application = runserver_socketio.Command()._wsgi_application(options)
+    serves = isinstance(application, StaticFilesHandler)
+    assert serves is (app and not nostatic and (debug or insecure))
 
 
 # TLS
@@ -607,28 +622,27 @@ def test_tls(
         assert project.notes[0] == "connect https"
 
 
-@pytest.mark.parametrize("options", [["--noreload"], []], ids=["noreload", "reload"])
 @pytest.mark.parametrize(
-    ("files", "named"),
+    ("files", "sentence"),
     [
-        (lambda cert, key, folder: ["--certfile", "no-such.pem"], "no-such.pem"),
-        (lambda cert, key, folder: ["--certfile", cert, "--keyfile", "no-key.pem"], "no-key.pem"),
-        (lambda cert, key, folder: ["--certfile", f"{folder}/manage.py"], "manage.py"),
-        (lambda cert, key, folder: ["--certfile", cert], "cert.pem"),
-        (lambda cert, key, folder: ["--certfile", key, "--keyfile", cert], "key.pem"),
-        (lambda cert, key, folder: ["--keyfile", key], "--certfile"),
+        (lambda cert, key: ["--certfile", "no-such.pem"], "no-such.pem cannot be used"),
+        (lambda cert, key: ["--certfile", cert, "--keyfile", "no-key.pem"], "no-key.pem"),
+        (lambda cert, key: ["--certfile", __file__], f"{__file__} cannot be used"),
+        (lambda cert, key: ["--certfile", cert], "cert.pem cannot be used"),
+        (lambda cert, key: ["--certfile", key, "--keyfile", cert], "cert.pem cannot be used"),
+        (lambda cert, key: ["--keyfile", key], "--keyfile needs --certfile"),
     ],
     ids=["no certificate", "no key file", "no PEM", "no key in it", "swapped", "a key alone"],
 )
 def test_a_certificate_that_cannot_be_used_is_one_sentence(
-    project: Project,
-    certificate: tuple[str, str],
-    files: Callable[..., list[str]],
-    named: str,
-    options: list[str],
+    certificate: tuple[str, str], files: Callable[..., list[str]], sentence: str
 ) -> None:
-    arguments = files(*certificate, project.folder)
-    if options == [] and named != "no-such.pem":
-        pytest.skip("the reloader makes no difference")
-    with Running(project, "127.0.0.1:0", *options, *arguments) as running:
-        assert named in running.error()
+    with pytest.raises(CommandError) as raised:
+        call_command("runserver_socketio", "127.0.0.1:0", "--noreload", *files(*certificate))
+    assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value) and raised.value.returncode != 0
+
+
+def test_a_missing_certificate_ends_the_command(project: Project) -> None:
+    with Running(project, "127.0.0.1:0", "--certfile", "no-such.pem") as running:
+        assert running.error().startswith("no-such.pem cannot be used for TLS: ")

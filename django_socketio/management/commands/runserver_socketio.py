@@ -176,7 +176,8 @@ class Command(BaseCommand):
         try:
             context.load_cert_chain(options["certfile"], options["keyfile"])
         except OSError as error:
-            problem = f"{options['certfile']} cannot be used for TLS: {error}."
+            files = " with ".join(filter(None, (options["certfile"], options["keyfile"])))
+            problem = f"{files} cannot be used for TLS: {error}."
             raise CommandError(problem, returncode=_FATAL) from error
         return {"ssl_context": context}
 
