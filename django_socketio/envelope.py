@@ -7,7 +7,7 @@ Layout, all lengths in network order::
     1 byte   kind (`EVENT`, `DISCONNECT`)
     1 byte   length of `exclude`, then that
     2 bytes  number of `skip`, then each as 2 bytes length and text
-    then, to the end, each packet as 4 bytes length and data: the text, then its attachments
+    2 bytes  number of packets, then each as 4 bytes length and data: the text, then its attachments
 
 Plain bytes rather than a serialisation format: a stranger who can write to the carrier can at worst
 send messages, and receivers hand the packets on without decoding them.
@@ -49,6 +49,7 @@ def encode(envelope: Envelope) -> bytes:
     for topic in skip:
         name = topic.encode()
         parts += (_SHORT.pack(len(name)), name)
+    parts.append(_SHORT.pack(len(packets)))
     for packet in packets:
         parts += (_LONG.pack(len(packet)), packet)
     return b"".join(parts)
@@ -76,11 +77,15 @@ def _decode(data: bytes) -> Envelope:
         (length,) = _SHORT.unpack_from(data, position)
         topic, position = _take(data, position + _SHORT.size, length)
         skip.append(topic.decode())
+    (count,) = _SHORT.unpack_from(data, position)
+    position += _SHORT.size
     packets = []
-    while position < len(data):
+    for _ in range(count):
         (length,) = _LONG.unpack_from(data, position)
         packet, position = _take(data, position + _LONG.size, length)
         packets.append(packet)
+    if position != len(data):
+        raise InvalidEnvelope("something behind its end")
     if kind == EVENT and not packets:
         raise InvalidEnvelope("an event without a packet")
     return Envelope(kind, tuple(packets), exclude.decode(), tuple(skip))

@@ -14,7 +14,7 @@ from gevent import get_hub
 from gevent._hub_local import get_hub_if_exists
 
 from . import envelope
-from .backends import BaseBackend
+from .backends import BackendError, BaseBackend
 from .engine import Frame
 from .envelope import Envelope, InvalidEnvelope
 
@@ -55,6 +55,7 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self._members: dict[str, dict[str, Member]] = {}
         self._home: object = None
+        self._last_frame: tuple[tuple[bytes, ...], Frame] = ((), Frame(None))
 
     def start(self) -> None:
         self._home = get_hub()
@@ -94,7 +95,12 @@ class Hub:
                 del self._members[topic]
                 empty.append(topic)
         if empty:
-            self.backend.unsubscribe(empty)
+            try:
+                self.backend.unsubscribe(empty)
+            except BackendError as error:
+                # What still comes for these topics finds nobody here.
+                self.counters["failed: unsubscribe"] += 1
+                logger.warning("Could not unsubscribe from %d topics: %s", len(empty), error)
 
     def is_member(self, topic: str, member: Member) -> bool:
         return member.sid in self._members.get(topic, ())
@@ -142,6 +148,14 @@ class Hub:
             for member in recipients:
                 member.disconnect()
             return
-        frame = Frame.message(*letter.packets)
+        frame = self._frame(letter)
         for member in recipients:
             member.deliver(frame)
+
+    def _frame(self, letter: Envelope) -> Frame:
+        """Return the frame of an envelope: one for all envelopes that a single call has made."""
+        packets, frame = self._last_frame
+        if not letter.skip or packets != letter.packets:
+            frame = Frame.message(*letter.packets)
+            self._last_frame = letter.packets, frame
+        return frame

@@ -59,6 +59,7 @@ class Runners:
         self._idle: list[Runner] = []
         self._all: set[Runner] = set()
         self._waking = False
+        self._stopped = False
 
     @property
     def busy(self) -> int:
@@ -73,6 +74,7 @@ class Runners:
 
     def stop(self) -> None:
         """End the runners that are idle, and those that are busy at their next wait."""
+        self._stopped = True
         for runner in list(self._all):
             self._hub.loop.run_callback(runner.throw, GreenletExit)
         self._idle.clear()
@@ -112,6 +114,7 @@ class Runners:
                 self._end()
 
     def _step(self, runner: Runner, worker: Worker) -> bool:
+        more = True
         try:
             if runner.uses_database:
                 self._before()
@@ -120,7 +123,11 @@ class Runners:
                 self._after()
         except Exception:
             logger.exception("A piece of work failed outside of any handler")
-            return True
+        except BaseException:
+            # A handler that ends its greenlet, or the process, does not end its connection.
+            if more and not self._stopped:
+                self.schedule(worker)
+            raise
         return more
 
 

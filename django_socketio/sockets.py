@@ -14,7 +14,16 @@ from .envelope import Envelope
 from .events import MESSAGE, UNAVAILABLE
 from .exceptions import NoSocket
 from .hub import Hub
-from .protocol.socketio import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet, encode
+from .protocol.socketio import (
+    ACK,
+    CONNECT,
+    CONNECT_ERROR,
+    DISCONNECT,
+    EVENT,
+    Packet,
+    encode,
+    encode_parts,
+)
 
 MAX_NAME = 255
 """Characters of a channel's name."""
@@ -65,7 +74,7 @@ def encode_event(
     """
     if event in UNAVAILABLE:
         raise ValueError(f"{event!r} is an event of the protocol itself and cannot be emitted.")
-    text, attachments = encode(Packet(EVENT, namespace, [event, *args], id), _default)
+    text, attachments = encode_parts(EVENT, namespace, [event, *args], id, _default)
     return text, *attachments
 
 

@@ -750,6 +750,21 @@ def test_a_backend_that_is_down_refuses_a_subscription(
     assert "no route" in caplog.text
 
 
+def test_a_handler_that_ends_its_greenlet_does_not_end_its_client(site: Site) -> None:
+    steps = endings()
+
+    @on_message
+    def message(request: Any, socket: Any, context: Any, message: Any) -> None:
+        raise gevent.GreenletExit
+
+    client = site.connect()
+    client.send("x")
+    assert client.fence() == []
+    client.close()
+    wait_for_finish(steps)
+    assert [step[0] for step in steps] == ["disconnect", "finish"]
+
+
 # The end
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 
 from django_socketio.runners import Runners, note_database
 from tests.support import UNIT, wait_until
@@ -125,6 +125,36 @@ def test_work_that_fails_is_logged_and_goes_on(
     wait_until(lambda: failing.done and other.done)
     assert "ArithmeticError" in caplog.text
     assert set(failing.greenlets) == set(other.greenlets)
+
+
+def test_work_that_ends_its_runner_goes_on_in_another(pool: Pool) -> None:
+    def end_once() -> None:
+        if len(work.greenlets) == 1:
+            raise GreenletExit
+
+    work, other = Work(end_once, times=3), Work(times=3)
+    pool.run(work, other)
+    wait_until(lambda: work.done and other.done)
+    assert work.greenlets[0].dead
+    assert work.greenlets[0] is not work.greenlets[1]
+    assert pool.runners.busy == 0
+
+
+def test_work_that_is_done_stays_done_if_what_follows_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise ArithmeticError("while the connections were closed")
+
+    runners = Runners(limit=2, before=lambda: None, after=fail, end=lambda: None)
+    work = Work(note_database)
+    runners.schedule(work)
+    wait_until(lambda: work.done and not runners.busy)
+    for _ in range(5):
+        gevent.sleep(0)
+    assert len(work.greenlets) == 1
+    assert "while the connections were closed" in caplog.text
+    runners.stop()
 
 
 def test_only_runners_that_use_the_database_are_bracketed(pool: Pool) -> None:

@@ -71,6 +71,9 @@ def sockets_of(site: Site) -> dict[str, Socket]:
         (uuid.UUID(int=1), ["00000000-0000-0000-0000-000000000001"]),
         (gettext_lazy("lazy"), ["lazy"]),
         ({1: "a", None: "b"}, [{"1": "a", "null": "b"}]),
+        (2**64, [2**64]),
+        ("half of an emoji: \ud83d", ["half of an emoji: \ud83d"]),
+        (({"id": -(2**70)}, b"1"), [{"id": -(2**70)}, b"1"]),
     ],
     ids=repr,
 )
@@ -121,7 +124,7 @@ CYCLE.append(CYCLE)
 
 
 @pytest.mark.parametrize(
-    "unfit", [object(), {1, 2}, {"deep": [object()]}, "\ud800", 2**64, CYCLE], ids=type
+    "unfit", [object(), {1, 2}, {"deep": [object()]}, 1j, {(1, 2): 3}, CYCLE], ids=type
 )
 @pytest.mark.parametrize(
     "method",
@@ -396,8 +399,9 @@ def test_all_recipients_get_the_same_frame_object(
 
     action()(lambda socket: getattr(socket, method)(("hello", b"!")))
     crowd = [*site.connect_several(4), site.connect(transport="polling")]
-    for client in crowd:
-        client.subscribe("room")
+    for number, client in enumerate(crowd):
+        for channel in ("even", "odd") if client is crowd[0] else (("even", "odd")[number % 2],):
+            client.subscribe(channel)
     monkeypatch.setattr(Frame, "__init__", record)
     crowd[0].emit("do")
     for client in crowd:

@@ -1,8 +1,10 @@
 """The handshake as a request to Django: middleware, session, signals, and what is left of it."""
 
+import gc
 import json
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from django.core.signals import got_request_exception, request_finished, request
 from django.http import HttpRequest, HttpResponse
 from django.test import Client as Browser, override_settings
 
+from django_socketio.engine import FRONT
 from django_socketio.events import on_connect, on_event
 from tests import clients
 from tests.clients import PATH, UPGRADE, HandshakeFailed
@@ -59,6 +62,19 @@ def baking(get_response: View) -> View:
         response.set_cookie("flavour", "chocolate chip", httponly=True)
         response["X-Probe"] = "probe"
         return response
+
+    return middleware
+
+
+fronts: list[weakref.ref[Any]] = []
+
+
+def watching(get_response: View) -> View:
+    """A middleware that notes the connection of each request."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        fronts.append(weakref.ref(request.META[FRONT]))
+        return get_response(request)
 
     return middleware
 
@@ -288,6 +304,21 @@ def test_the_request_ends_with_the_handshake(site: Site, transport: str) -> None
         request_started.disconnect(begun)
         request_finished.disconnect(ended)
     assert signals == ["started", "finished"]
+
+
+@settings(MIDDLEWARE=[f"{__name__}.watching"])
+@TRANSPORTS
+def test_the_request_keeps_nothing_of_its_connection(site: Site, transport: str) -> None:
+    """Handlers hold it for days; what parsed it need not stay for as long."""
+    fronts.clear()
+    requests: list[HttpRequest] = []
+    on_connect(lambda request, socket, context: requests.append(request))
+    client = site.connect(transport=transport)
+    if transport == "polling":
+        client.close()
+    (front,) = fronts
+    wait_until(lambda: gc.collect() >= 0 and front() is None)
+    assert "wsgi.input" not in requests[0].META
 
 
 def test_a_poll_is_answered_at_once(site: Site) -> None:

@@ -23,8 +23,9 @@ class BaseBackend(ABC):
     - **Confirmation.** When `subscribe()` returns, everything that is published from then on, by
       whomever, is delivered.
     - **Its own echo.** The publisher's process is a subscriber like any other.
-    - **Errors.** `publish()`, `subscribe()` and `unsubscribe()` raise `BackendError` if the
-      carrier is down, within a bounded time, and then have sent nothing.
+    - **Errors.** `publish()` and `subscribe()` raise `BackendError` if the carrier is down, within
+      a bounded time, and then have sent nothing. `unsubscribe()` does not wait: it is called
+      where nothing may.
     - **Any process.** `publish()` works without `start()`, from any thread, and after a fork.
 
     `OPTIONS` from the settings are the constructor's keyword arguments; unknown ones are refused
@@ -57,7 +58,7 @@ class BaseBackend(ABC):
 
     @abstractmethod
     def unsubscribe(self, topics: Sequence[str]) -> None:
-        """Undo `subscribe()`."""
+        """Undo `subscribe()`, now or soon. Must not wait."""
 
     @abstractmethod
     def publish(self, topic: str, payload: bytes) -> int:

@@ -22,6 +22,7 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!\"$-~]+) HTTP/1\.
 # value is stripped afterwards: an expression for it would try every way to divide a run of blanks.
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f\x85]*)\Z")
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(/.*)?\Z", re.IGNORECASE)
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,15}\Z", re.ASCII)
 
 
@@ -70,6 +71,13 @@ def parse(data: bytes) -> Head:
     environ["SERVER_PROTOCOL"] = version
     length, chunked = _body(environ, version)
     return Head(method, target, version, environ, length, chunked, _keeps_alive(environ, version))
+
+
+def check_start(data: bytes) -> None:
+    """Raise `BadRequest` for the beginning of what can never become a head."""
+    line, end, _ = data.partition(b"\r\n")
+    if _BARE_LF.search(data) or (end and not _REQUEST_LINE.match(line)):
+        raise BadRequest("malformed request line or line end")
 
 
 def _parse_headers(lines: list[bytes]) -> dict[str, str]:

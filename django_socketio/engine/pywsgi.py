@@ -23,7 +23,7 @@ from greenlet import getcurrent, greenlet
 
 from . import head
 from .head import END, MAX_HEAD, BadRequest, Head
-from .http import FRONT, HANDLED, Handover, Response
+from .http import FRONT, HANDLED, Handover, Headers, Response
 
 logger = logging.getLogger(__name__)
 
@@ -192,10 +192,12 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             while END not in data:
                 if len(data) > MAX_HEAD:
                     raise _too_large()
+                head.check_start(data)
                 part = self.socket.recv(MAX_HEAD)
                 if not part:
                     return b""
-                data += part
+                # RFC 9112, 2.2: some clients send an empty line behind a body.
+                data = (data + part).lstrip(b"\r\n")
                 # The deadline is for the whole head: a byte now and then does not move it.
                 now = monotonic()
                 deadline = deadline or now + HEAD_TIMEOUT
@@ -246,17 +248,10 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         return fd
 
     def finalize_headers(self) -> None:
-        if self.code != 101:
-            super().finalize_headers()
-            if self.close_connection and not self._has_header(b"connection"):
-                # RFC 9112, 9.6: else the client may send its next request into the void.
-                self.response_headers.append((b"Connection", b"close"))
-            return
-        self.connection_upgraded = True
-        # RFC 9110, 8.6: no Content-Length in a 1xx, whoever has put it there.
-        self.response_headers = [
-            item for item in self.response_headers if item[0].lower() != b"content-length"
-        ]
+        super().finalize_headers()
+        if self.close_connection and not self._has_header(b"connection"):
+            # RFC 9112, 9.6: else the client may send its next request into the void.
+            self.response_headers.append((b"Connection", b"close"))
 
     def _has_header(self, name: bytes) -> bool:
         return any(item[0].lower() == name for item in self.response_headers)
@@ -270,18 +265,36 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         if take is not None and self.code == 101 and self.headers_sent:
             self._give_away(take)
 
-    def start_response(self, *args: Any, **kwargs: Any) -> Any:
-        write = super().start_response(*args, **kwargs)
+    def start_response(self, status: str, headers: Headers, exc_info: Any = None) -> Any:
+        if self._take is not None and status.startswith("101 "):
+            self._switch(status, headers)
+            return self._write_nothing
+        write = super().start_response(status, headers, exc_info)
         if self.close_connection:
             self.wsgi_input = _NO_BODY
         return write
 
+    def _switch(self, status: str, headers: Headers) -> None:
+        """Keep a 101 back: it leaves together with what the engine says first."""
+        lines = [f"HTTP/1.1 {status}"]
+        # RFC 9110, 8.6: no Content-Length in a 1xx, whoever has put it there.
+        lines += [f"{name}: {value}" for name, value in headers if name != "Content-Length"]
+        if any("\n" in line or "\r" in line for line in lines):
+            raise ValueError("a line end in a header")
+        self._greeting = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        self.response_length = len(self._greeting)
+        self.code, self._orig_status, self.status = 101, status, status.encode()
+        self.headers_sent = True
+
+    @staticmethod
+    def _write_nothing(data: bytes) -> None:
+        """Be the `write()` of an answer that has no body."""
+
+    def write(self, data: bytes) -> None:
+        if self.code != 101:
+            super().write(data)
+
     def _sendall(self, data: Any) -> None:
-        # A 101 leaves together with what the engine says first.
-        if self.code == 101 and self._take is not None:
-            self._greeting = bytes(data)
-            self.response_length += len(data)
-            return
         self.socket.settimeout(SEND_TIMEOUT)
         try:
             for start in range(0, len(data), _PART):

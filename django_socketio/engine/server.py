@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _ORDINARY = frozenset(("transport close", "transport error", "server shutting down"))
 """Ends that happen all the time: they are logged, but not at a level that a console shows."""
 
+_LATE = 0.05
+"""Seconds that the timer may run late in health."""
+
 TRANSPORTS = ("polling", "websocket")
 _READ = 1
 
@@ -310,7 +313,10 @@ class Engine:
     def _ping_due(self, session: Session, due: float) -> None:
         session.ping()
         if session.state is State.OPEN:
-            self._pongs.add(session, since=due)
+            # From when it was due, so that nothing drifts; but a ping that a stall of ours has
+            # held back is not the client's fault.
+            now = self.deadlines.now()
+            self._pongs.add(session, since=due if now - due < _LATE else now)
 
     def pong_received(self, session: Session) -> None:
         self._pongs.discard(session)

@@ -27,11 +27,9 @@ from .outbox import Outbox
 
 logger = logging.getLogger(__name__)
 
-_apply_mask: Callable[[memoryview, memoryview], bytes] = masking.apply_mask  # type: ignore[assignment]
+_apply_mask = masking.apply_mask
 
-_buffer = memoryview(bytearray(65536))
-"""What has just been read, from whichever connection: it is copied before the next read."""
-
+_READ_SIZE = 65536
 _READ, _WRITE = 1, 2
 _CONTINUATION, _TEXT = Opcode.CONT, Opcode.TEXT
 _WHOLE_TEXT = 0x81  # FIN and the opcode, no reserved bit
@@ -147,7 +145,7 @@ class WebSocketTransport:
             return
         self._reader.start(self.read)
         if data:
-            self._received(memoryview(data))
+            self._received(data)
         if self._tls:
             # What TLS has decrypted already makes no descriptor readable.
             self._loop.run_callback(self.read)
@@ -256,26 +254,26 @@ class WebSocketTransport:
         if self.closed or self.paused:
             return
         try:
-            size = self._sock.recv_into(_buffer)
+            data = self._sock.recv(_READ_SIZE)
         except _WOULD_BLOCK:
             return
         except OSError as error:
             self._lost("transport error", error)
             return
-        if not size:
+        if not data:
             self._lost("transport close")
             return
-        self._received(_buffer[:size])
+        self._received(data)
         if self._tls and not self.closed and self._sock.pending():
             self._loop.run_callback(self.read)
 
-    def _received(self, data: memoryview) -> None:
+    def _received(self, data: bytes) -> None:
         if self._protocol is None and self._closing is None:
             data = self._receive_texts(data)
             if not data or self.closed:
                 return
         protocol = self._core()
-        protocol.receive_data(bytes(data))
+        protocol.receive_data(data)
         for frame in protocol.events_received():
             assert isinstance(frame, WebSocketFrame)  # the handshake is behind it
             self._frame_received(frame)
@@ -285,7 +283,7 @@ class WebSocketTransport:
         if answers:
             self._answer(answers)
 
-    def _receive_texts(self, data: memoryview) -> memoryview:
+    def _receive_texts(self, data: bytes) -> bytes:
         """
         Take the whole text messages that `data` begins with, and return what is not such.
 
@@ -293,22 +291,24 @@ class WebSocketTransport:
         never send anything else. Reading that here saves the protocol's object and a quarter of
         the time of an event. All else is the protocol's, and from then on everything.
         """
-        while len(data) > 5 and data[0] == _WHOLE_TEXT:
-            length, start = data[1] - 0x80, 2  # negative without the mask that a client must use
+        at, size = 0, len(data)
+        while size - at > 5 and data[at] == _WHOLE_TEXT:
+            length, mask = data[at + 1] - 0x80, at + 2  # negative without a mask, which is a must
             if length == 126:
-                length, start = data[2] << 8 | data[3], 4
-            end = start + 4 + length
-            if not 0 <= length <= self._max_payload or data[1] == 0xFF or end > len(data):
+                length, mask = data[at + 2] << 8 | data[at + 3], at + 4
+            start = mask + 4
+            end = start + length
+            if not 0 <= length <= self._max_payload or data[at + 1] == 0xFF or end > size:
                 break
             try:
-                text = str(_apply_mask(data[start + 4 : end], data[start : start + 4]), "utf-8")
+                text = str(_apply_mask(data[start:end], data[mask:start]), "utf-8")
             except UnicodeDecodeError:
                 break
-            data = data[end:]
+            at = end
             self.owner.receive_text(text)
             if self.closed or self._closing is not None:
                 break
-        return data
+        return data[at:]
 
     def _core(self) -> WebSocketProtocol:
         if self._protocol is None:

@@ -1,5 +1,7 @@
 """JSON as both protocols carry it: orjson, with one hook for what JSON has no word for."""
 
+import json as stdlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +47,19 @@ def dumps_binary(value: Any, default: Default = refuse) -> tuple[bytes, list[byt
             return float(item)
         return default(item)
 
-    return orjson.dumps(value, default=extract, option=_OPTIONS), attachments
+    try:
+        return orjson.dumps(value, default=extract, option=_OPTIONS), attachments
+    except TypeError:
+        attachments.clear()
+        return _dumps_more(value, extract), attachments
+
+
+def _dumps_more(value: Any, default: Default) -> bytes:
+    """Encode what orjson does not take but others do: great integers, half of a surrogate pair."""
+    try:
+        return stdlib.dumps(value, default=default, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise TypeError(f"cannot be serialised: {error}") from None
 
 
 def loads(text: str | bytes) -> Any:
@@ -53,4 +67,21 @@ def loads(text: str | bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
+        if isinstance(text, str) and _SURROGATE.search(text):
+            return _loads_surrogates(text)
         raise ProtocolError(f"invalid JSON: {error}") from None
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _loads_surrogates(text: str) -> Any:
+    """Decode what may have half a surrogate pair, as of a string that was cut in an emoji."""
+    try:
+        return stdlib.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"invalid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -89,7 +89,8 @@ def decode(text: str, *, max_attachments: int) -> Packet | Assembly:
     """
     if text[:2] == "2[":  # an event as most are: nothing stands between its type and its data
         data = json.loads(text[1:])
-        _validate(EVENT, data, None)
+        if not data or type(data[0]) is not str or data[0] in RESERVED_EVENTS:
+            _validate(EVENT, data, None)
         return Packet(EVENT, "/", data, None)
     try:
         type_, binary = _TYPES[text[0]]
@@ -106,7 +107,11 @@ def decode(text: str, *, max_attachments: int) -> Packet | Assembly:
         namespace = text[start:end]
         start = end + 1
     id_, start = _read_ack_id(text, start)
-    data = json.loads(text[start:]) if start < len(text) else None
+    data = None
+    if start < len(text):
+        data = json.loads(text[start:])
+        if data is None:
+            raise ProtocolError("a payload of null")
     _validate(type_, data, id_)
     packet = Packet(type_, namespace, data, id_)
     return Assembly(packet, attachments) if attachments else packet
@@ -186,7 +191,13 @@ def encode(packet: Packet, default: json.Default = json.refuse) -> tuple[bytes, 
 
     `default` serialises what JSON does not know. Raise `TypeError` if it does not know it either.
     """
-    type_, namespace, data, id_ = packet
+    return encode_parts(*packet, default)
+
+
+def encode_parts(
+    type_: PacketType, namespace: str, data: Any, id_: int | None, default: json.Default
+) -> tuple[bytes, list[bytes]]:
+    """Encode a packet that nobody has made: see `encode()`."""
     body, attachments = (b"", []) if data is None else json.dumps_binary(data, default)
     if attachments:
         if type_ is not EVENT and type_ is not ACK:

@@ -126,6 +126,19 @@ def test_a_client_that_hangs_up_on_its_get_is_gone(served: Served, how: str) -> 
     assert client.post("4x").error == GONE
 
 
+def test_a_connection_may_go_once_it_has_been_answered(served: Served) -> None:
+    client = served.poller()
+    client.start_get()
+    session = served.wait_polled(client)
+    session.send(message("one"))
+    assert client.end_get() == ["4one"]
+    client.getting.close()
+    wait_until(lambda: served.server.connections == 1, what="the end of the connection")
+    assert served.app.closed == []
+    session.send(message("two"))
+    assert served.http().get(client.target).packets == ["4two"]
+
+
 def test_a_client_may_reuse_the_connection_before_the_answer(served: Served) -> None:
     """A pipelined request is no end of the connection."""
     client = served.poller()

@@ -229,6 +229,8 @@ WRONG = {
     "nothing": [text("")],
     "binary": [frame(Opcode.BINARY, b"2probe")],
     "a close packet": [text("1")],
+    "a message before all the rest": [text("4hello"), text("2probe"), text("5")],
+    "binary before all the rest": [frame(Opcode.BINARY, b"4"), text("2probe"), text("5")],
     "a message after the probe": [text("2probe"), text("4hello")],
     "two probes": [text("2probe"), text("2probe")],
     "a wrong upgrade": [text("2probe"), text("5x")],

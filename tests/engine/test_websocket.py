@@ -406,6 +406,20 @@ def test_a_message_of_max_payload(serve: Callable[..., Served]) -> None:
     assert served.app.messages == ["x" * 9_999, b"y" * 10_000, "z" * 9_999]
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("before", [False, True], ids=["", "after a message"])
+def test_a_message_over_max_payload(
+    serve: Callable[..., Served], opcode: Opcode, before: bool
+) -> None:
+    """All of it has come, in one segment."""
+    served = serve(max_payload=1_000)
+    client = served.websocket()
+    client.send_raw(text("4before") * before, frame(opcode, "4" + "x" * 1_000), text("4behind"))
+    assert client.closed() == 1009
+    served.wait_closed("parse error")
+    assert served.app.messages == ["before"] * before
+
+
 @pytest.mark.parametrize("piece", [b"", b"xy"])
 def test_endless_fragments(serve: Callable[..., Served], piece: bytes) -> None:
     """CVE-2026-48779 and -62389: the bookkeeping must not outgrow the message."""

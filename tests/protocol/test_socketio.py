@@ -348,7 +348,6 @@ def test_a_disconnect_has_no_payload(body: str) -> None:
         '["a","\x00"]',
         '["a","\n"]',
         '["a","\\x41"]',
-        '["a","\\ud800"]',  # half a character has no UTF-8
         '["a","\ud800"]',
         '["a"]\x00',
         "//",
@@ -510,7 +509,7 @@ def test_what_json_does_not_know_goes_to_the_hook() -> None:
     class Unknown:
         pass
 
-    with pytest.raises(TypeError, match="not JSON serializable.*Unknown"):
+    with pytest.raises(TypeError, match="Unknown is not JSON serializable"):
         socketio.encode(Packet(EVENT, "/", ["x", Unknown()]))
     text, attachments = socketio.encode(Packet(EVENT, "/", ["x", Unknown()]), lambda value: [b"!"])
     assert text == f'51-["x",[{PLACEHOLDER}]]'.encode()
