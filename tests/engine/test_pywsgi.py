@@ -244,6 +244,23 @@ def test_an_ambiguous_request(served: Served, data: bytes, before: bytes) -> Non
     assert served.app.requests == [("GET", "/before", b"")] * bool(before)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /page\r\n",
+        b"GET /page HTTP/1.1\nHost: x\n\n",
+        b"GET /page HTTP/1.1\r\nHost: x\n\n",
+        GET + b"X: a\n",
+        b"\x16\x03\x01\x02\x00\r\n",
+    ],
+)
+def test_what_can_never_become_a_request_is_refused_at_once(served: Served, data: bytes) -> None:
+    client = served.http().send(data)
+    assert client.answer().status == 400
+    assert client.gone()
+    assert served.app.requests == []
+
+
 def test_an_underscore_is_no_dash(served: Served) -> None:
     """CVE-2015-0219: nothing passes for a header that it is not."""
     headers = {"Content_Length": "5", "Transfer_Encoding": "chunked"}
@@ -361,6 +378,27 @@ def test_head_and_body_do_not_wait_for_each_other(served: Served) -> None:
     for _ in range(30):
         assert client.get(f"{PATH}polling&sid=unknown").error == UNKNOWN_SID
     assert time.monotonic() - started < 30 * 0.02
+
+
+def test_a_101_has_no_length(served: Served) -> None:
+    """RFC 9110, 8.6: whoever has put it there."""
+    served.app.allow = lambda environ: [("Content-Length", "0"), ("X-Other", "stays")]
+    answer = served.http().get(f"{PATH}websocket", UPGRADE)
+    assert (answer.status, answer.headers["x-other"]) == (101, "stays")
+    assert "content-length" not in answer.headers
+
+
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+def test_no_header_splits_an_answer(
+    served: Served, transport: str, greenlet_errors: list[BaseException]
+) -> None:
+    """gevent#775."""
+    served.app.allow = lambda environ: [("X-Origin", "a\r\nSet-Cookie: b")]
+    answer = served.http().get(PATH + transport, UPGRADE)
+    assert answer.status == 500
+    assert "set-cookie" not in answer.headers
+    assert [type(error) for error in greenlet_errors] == [ValueError]
+    greenlet_errors.clear()
 
 
 def test_a_client_that_hangs_up_before_its_answer(served: Served) -> None:
