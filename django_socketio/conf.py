@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any, NamedTuple
 
 from django.conf import settings as django_settings
@@ -18,23 +19,27 @@ class Setting(NamedTuple):
     problem: Callable[[Any], str]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 def _a_string(value: Any) -> str:
     return "" if isinstance(value, str) and value else "must be a string that is not empty"
 
 
 def _a_port(value: Any) -> str:
-    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
+    good = _is_number(value) and value == int(value) and 0 <= value <= 65535
     return "" if good else "must be a port number, 0 to 65535"
 
 
 def _seconds(value: Any) -> str:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 86400
+    good = _is_number(value) and 0 < value < 86400
     return "" if good else "must be a number of seconds, above 0 and below a day"
 
 
 def _size(value: Any) -> str:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 1000 <= value < 2**31
-    return "" if good else "must be a number of bytes, from 1000 to 2 GiB"
+    good = _is_number(value) and 1 <= value < 2**31
+    return "" if good else "must be a number of bytes, from 1 to 2 GiB"
 
 
 def _a_backend(value: Any) -> str:

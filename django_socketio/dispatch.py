@@ -7,6 +7,7 @@ not queue, since the handler that waits for them is what the queue waits for.
 """
 
 import logging
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -37,6 +38,12 @@ _FULL_IN_CALL = 1024
 """The same while a handler waits in `call()` for an answer that has to be read."""
 
 _MAX_ATTACHMENTS = 10
+_OUR_DOING = ("server namespace disconnect", "slow consumer")
+"""Why a socket may have ended while its client still waits for an answer."""
+
+_FAILURES = (Exception, Timeout, CancelledError, SystemExit)
+"""What a handler may raise without harm to anybody: all but the end of its own greenlet."""
+
 _FAILED = object()
 """The outcome of handlers of which one raised and none returned anything."""
 _NOTHING = object()
@@ -88,6 +95,8 @@ class Connection:
                 raise ProtocolError("a text message in the place of an attachment")
             decoded = socketio.decode(data, max_attachments=_MAX_ATTACHMENTS)
             if isinstance(decoded, Assembly):
+                if decoded.namespace not in self.sockets:
+                    raise ProtocolError("attachments before anything is connected")
                 self._pending = decoded
                 return
             packet = decoded
@@ -246,7 +255,7 @@ class Dispatcher:
         if socket.ended:
             return
         refusal = self._decide(connection, socket)
-        if refusal is None and socket.disconnect_reason != "server namespace disconnect":
+        if refusal is None and socket.disconnect_reason not in _OUR_DOING:
             socket.greeted = True
             try:
                 socket.accept()
@@ -266,7 +275,7 @@ class Dispatcher:
                 return error
             except PermissionDenied as error:
                 return ConnectionRefused(str(error)) if str(error) else ConnectionRefused()
-            except (Exception, Timeout) as error:
+            except _FAILURES as error:
                 # A handler that could not decide has not let the client in.
                 self._failed(connection, socket, handler, error)
                 return ConnectionRefused()
@@ -324,6 +333,7 @@ class Dispatcher:
             reason = str(error)
         except PermissionDenied as error:
             reason = str(error) or "Permission denied"
+            logger.info("Refused %s the channel %r: %s", socket.sid, channel, reason)
         except BackendError:
             logger.exception("%s could not subscribe: the backend is down", socket.sid)
             reason = "The server cannot reach its backend"
@@ -344,7 +354,7 @@ class Dispatcher:
                     raise PermissionDenied
             except PermissionDenied:
                 raise
-            except (Exception, Timeout) as error:
+            except _FAILURES as error:
                 self._failed(connection, socket, handler, error)
                 raise PermissionDenied("The server could not decide") from None
         if not socket.subscribe(channel) and socket.ended:
@@ -400,7 +410,7 @@ class Dispatcher:
                 continue
             try:
                 returned = self._run(handler, connection, socket, *args)
-            except (Exception, Timeout) as error:
+            except _FAILURES as error:
                 self._failed(connection, socket, handler, error)
                 returned = _FAILED
             if result is _NOTHING or result is None or (result is _FAILED and returned is not None):
@@ -426,5 +436,5 @@ class Dispatcher:
                 continue
             try:
                 self._run(listener, connection, socket, error)
-            except (Exception, Timeout):
+            except _FAILURES:
                 logger.exception("An on_error handler failed for %s", socket.sid)

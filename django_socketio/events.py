@@ -14,6 +14,7 @@ and `on_unsubscribe` the channel at hand must match. `namespace` is "/" unless t
 
 import re
 from collections.abc import Callable, Iterable
+from inspect import iscoroutinefunction
 from typing import Any, NamedTuple, TypeVar, overload
 
 from .exceptions import EventError
@@ -117,6 +118,8 @@ class Event:
                 f"{self.name} decorates a function, not {function!r}; its arguments are named."
             )
         name = getattr(function, "__qualname__", repr(function))
+        if iscoroutinefunction(function):
+            raise EventError(f"{name} is async: handlers of {self.name} are plain functions.")
         if channel is not None and not self._takes_channel:
             raise EventError(
                 f"{self.name} takes no channel, since a socket subscribes after it has connected:"

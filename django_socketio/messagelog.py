@@ -2,6 +2,7 @@
 
 import logging
 from datetime import datetime
+from reprlib import Repr
 from typing import Any
 
 from django.http import HttpRequest
@@ -9,6 +10,12 @@ from django.http import HttpRequest
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1000
+
+_short = Repr()
+# Of no message is more rendered than is kept, however deep or long a client has made it.
+_short.maxlevel = 8
+_short.maxlist = _short.maxtuple = _short.maxdict = 50
+_short.maxstring = _short.maxother = _short.maxlong = _LONGEST
 
 
 class _Fields(dict[str, Any]):
@@ -41,7 +48,7 @@ class MessageLog:
 
 def _one_line(message: Any) -> str:
     """Render a message so that it cannot pass for another line of the log."""
-    text = message if isinstance(message, str) else repr(message)
+    text = message if isinstance(message, str) else _short.repr(message)
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "…"
     return text if text.isprintable() else text.encode("unicode_escape").decode()

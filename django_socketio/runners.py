@@ -9,12 +9,16 @@ further runner; so handlers that do not block cost a switch per turn and not a g
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 from gevent import get_hub
 from greenlet import GreenletExit, getcurrent, greenlet
 
 logger = logging.getLogger(__name__)
+
+_SLICE = 0.01
+"""Seconds that a runner works without giving the loop a turn."""
 
 _KEPT = 8
 """Idle runners that are kept; more than these end, and their database connections with them."""
@@ -100,7 +104,14 @@ class Runners:
         ready, idle = self._ready, self._idle
         try:
             while True:
+                until = monotonic() + _SLICE
                 while ready:
+                    if monotonic() > until:
+                        # Others wait for the loop: readable sockets, timers, signals.
+                        self._hub.loop.run_callback(runner.switch)
+                        self._hub.switch()
+                        until = monotonic() + _SLICE
+                        continue
                     worker = ready.popleft()
                     if self._step(runner, worker):
                         ready.append(worker)

@@ -23,8 +23,7 @@ from gevent.monkey import is_module_patched
 from . import conf, origins
 from .backends import BaseBackend, InvalidBackend
 from .dispatch import Dispatcher
-from .engine import FRONT, Config
-from .engine.pywsgi import send_response
+from .engine import FRONT, Config, Engine, send_response
 from .hub import Hub
 from .messagelog import MessageLog
 from .runners import Runners, note_database
@@ -187,7 +186,13 @@ class Application:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == self._path and not self._opens(environ):
+            # It may wait for long: no database connection waits with it.
+            connections.close_all()
             return send_response(self._engine.handle(environ), start_response)
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            # Django reads by Content-Length, and would take the body for empty.
+            start_response("411 Length Required", [("Content-Length", "0")])
+            return []
         return self._django(environ, start_response)
 
     @staticmethod
@@ -196,6 +201,7 @@ class Application:
         return environ["REQUEST_METHOD"] == "GET" and not _SID.search(environ["QUERY_STRING"])
 
 
-def can_serve(environ: dict[str, Any]) -> bool:
-    """Tell whether the server that parsed this request can give us its socket."""
-    return get_dispatcher() is not None and FRONT in environ
+def get_engine(environ: dict[str, Any]) -> Engine | None:
+    """Return the engine if there is one and the request's server can give it the socket."""
+    dispatcher = get_dispatcher()
+    return dispatcher.engine if dispatcher is not None and FRONT in environ else None

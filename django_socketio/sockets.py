@@ -1,5 +1,6 @@
 """The Socket: a client's connection to one namespace, as handlers see it."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -25,11 +26,13 @@ from .protocol.socketio import (
     encode_parts,
 )
 
+logger = logging.getLogger(__name__)
+
 MAX_NAME = 255
 """Characters of a channel's name."""
 
-_HELD = 1000
-"""Messages that wait while `on_connect` decides."""
+_HELD = 1_048_576
+"""Bytes that may wait for the client while `on_connect` decides."""
 
 _default = DjangoJSONEncoder().default
 
@@ -110,6 +113,7 @@ class Socket:
         "_acks",
         "_channels",
         "_held",
+        "_held_size",
         "_hub",
         "_last_ack",
         "_owner",
@@ -131,6 +135,7 @@ class Socket:
         self._hub = hub
         self._state = State.CONNECTING
         self._held: list[Frame] | None = None
+        self._held_size = 0
         self._channels: dict[str, str] = {}  # name: topic
         self._acks: dict[int, AsyncResult[Any]] | None = None
         self._last_ack = 0
@@ -203,9 +208,11 @@ class Socket:
             self._owner.session.transport.send(frame)
         elif self._state is State.CONNECTING:
             if self._held is None:
-                self._held = []
+                self._held, self._held_size = [], 0
             self._held.append(frame)
-            if len(self._held) > _HELD:
+            self._held_size += len(frame.websocket)
+            if self._held_size > _HELD:
+                logger.warning("on_connect sent %s more than %d bytes, and lost it", self, _HELD)
                 self.end("slow consumer")
 
     def disconnect(self) -> None:
@@ -318,10 +325,12 @@ class Socket:
         self._state = State.ENDED
         self._held = None
         self.disconnect_reason = reason
-        self._hub.leave([*self._own_topics(), *self._channels.values()], self)
         for result in (self._acks or {}).values():
             result.set_exception(NoSocket(f"The socket {self.sid} has disconnected."))
-        self._owner.socket_ended(self)
+        try:
+            self._hub.leave([*self._own_topics(), *self._channels.values()], self)
+        finally:
+            self._owner.socket_ended(self)
 
     def _own_topics(self) -> tuple[str, str]:
         return topics.everybody(self.namespace), topics.session(self.namespace, self.sid)

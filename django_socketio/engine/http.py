@@ -135,3 +135,13 @@ class Response:
         if refused.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             headers.append(("Connection", "close"))  # rather than read the rest of the body
         return cls(refused.status, body, headers)
+
+
+def send_response(response: Response, start_response: Any) -> list[bytes]:
+    """Send an engine's response as WSGI wants it."""
+    status = f"{response.status.value} {response.status.phrase}"
+    headers = list(response.headers)
+    if response.status >= 200 and response.status is not HTTPStatus.NO_CONTENT:
+        headers.append(("Content-Length", str(len(response.body))))
+    start_response(status, headers)
+    return [response.body] if response.body else []

@@ -1,10 +1,14 @@
 """What is to leave in this turn of the loop, connection by connection."""
 
+import logging
 from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
 
 
 class Flushable(Protocol):
     def flush(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Outbox:
@@ -29,4 +33,8 @@ class Outbox:
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception:  # of one: the others must not wait for ever for a flush
+                logger.exception("A connection could not be flushed")
+                connection.abort()

@@ -6,16 +6,18 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 
 import logging
 from _socket import socket as RawSocket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from errno import EPIPE
 from http import HTTPStatus
 from io import BufferedReader, BytesIO, RawIOBase
 from socket import IPPROTO_TCP, TCP_NODELAY
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
-from gevent import get_hub
+from gevent import get_hub, sleep
+from gevent.event import Event
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 from gevent.socket import socket as GeventSocket
 from gevent.ssl import SSLSocket
@@ -23,7 +25,7 @@ from greenlet import getcurrent, greenlet
 
 from . import head
 from .head import END, MAX_HEAD, BadRequest, Head
-from .http import FRONT, HANDLED, Handover, Headers, Response
+from .http import FRONT, HANDLED, Handover, Headers
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +60,6 @@ def _send_at_once(sock: Any) -> None:
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     except OSError:
         pass  # a Unix socket, or the client is gone already
-
-
-def send_response(response: Response, start_response: Any) -> list[bytes]:
-    """Send an engine's response as WSGI wants it."""
-    status = f"{response.status.value} {response.status.phrase}"
-    headers = list(response.headers)
-    if response.status >= 200:
-        headers.append(("Content-Length", str(len(response.body))))
-    start_response(status, headers)
-    return [response.body] if response.body else []
 
 
 # Both classes are built to be extended, but not described for it by gevent's type stubs.
@@ -120,7 +112,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         """Serve the requests of the connection, and close it unless it has been given away."""
         try:
             while (result := self.handle_one_request()) is True:
-                pass
+                self.server.greenlets.yield_if_hogging()
             if result is not None:
                 self.socket.sendall(result)
         except OSError as error:
@@ -249,15 +241,22 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
 
     def finalize_headers(self) -> None:
         super().finalize_headers()
-        if self.close_connection and not self._has_header(b"connection"):
+        if self.command == "HEAD":
+            self.response_use_chunked = False  # the header stays, but there are no chunks
+        elif not self.response_use_chunked and not self._has_header(b"content-length"):
+            # HTTP/1.0 knows the end of a stream by the end of the connection.
+            self.close_connection = self.code not in (204, 304) or self.close_connection
+        if self.close_connection:
             # RFC 9112, 9.6: else the client may send its next request into the void.
-            self.response_headers.append((b"Connection", b"close"))
+            kept = [item for item in self.response_headers if item[0].lower() != b"connection"]
+            self.response_headers = [*kept, (b"Connection", b"close")]
 
     def _has_header(self, name: bytes) -> bool:
         return any(item[0].lower() == name for item in self.response_headers)
 
     def handle_one_response(self) -> None:
-        super().handle_one_response()
+        with self.server.request():
+            super().handle_one_response()
         take, self._take = self._take, None
         environ, self.environ = self.environ, None
         if environ is not None:
@@ -291,14 +290,20 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         """Be the `write()` of an answer that has no body."""
 
     def write(self, data: bytes) -> None:
-        if self.code != 101:
+        if self.code == 101:
+            return
+        # RFC 9110, 9.3.2: the answer to a HEAD has no body, whatever the view returns.
+        if self.command != "HEAD":
             super().write(data)
+        elif not self.headers_sent:
+            self._write_with_headers(b"")
 
     def _sendall(self, data: Any) -> None:
         self.socket.settimeout(SEND_TIMEOUT)
         try:
             for start in range(0, len(data), _PART):
                 super()._sendall(memoryview(data)[start : start + _PART])
+                self.server.greenlets.yield_if_hogging()
         except OSError as error:  # it hung up, which TLS calls otherwise, or it does not read
             raise BrokenPipeError(EPIPE, str(error)) from None
 
@@ -312,6 +317,14 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             sock = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
             sock.setblocking(False)
         take(sock, self._greeting, self._unread)
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        if issubclass(t, SystemExit):
+            # gevent would end the process for it; a view may not.
+            logger.error("A view called for the end of the process", exc_info=(t, v, tb))
+            self._send_error_response_if_possible(500)
+        else:
+            super().handle_error(t, v, tb)
 
     def log_request(self) -> None:
         # What the engine answers well it counts itself; polls would drown the rest.
@@ -374,6 +387,11 @@ class Greenlets:
         self._hub = get_hub()
         self._idle: list[greenlet] = []
 
+    def yield_if_hogging(self) -> None:
+        """Give the loop a turn if the running greenlet has had it for long without waiting."""
+        if time() - self._hub.loop.now() > _SLICE:
+            sleep(0)
+
     def spawn(self, function: Callable[..., None], *args: Any) -> None:
         if self._idle:
             self._hub.loop.run_callback(self._idle.pop().switch, function, args)
@@ -394,14 +412,36 @@ class Greenlets:
 
 
 _KEPT = 32
+_SLICE = 0.01
+"""Seconds that one greenlet may run while others are ready."""
 
 
 class SocketIOServer(_Server):  # type: ignore[misc]
     handler_class = SocketIOHandler
 
     def __init__(self, listener: Any, application: Any, **options: Any) -> None:
-        options.setdefault("spawn", Greenlets().spawn)
-        super().__init__(listener, application, **options)
+        self.greenlets = Greenlets()
+        self._requests = 0
+        self._no_request = Event()
+        self._no_request.set()
+        super().__init__(listener, application, spawn=self.greenlets.spawn, **options)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request that is being answered."""
+        self._requests += 1
+        self._no_request.clear()
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._no_request.set()
+
+    def drain(self, timeout: float) -> bool:
+        """Accept nothing more, and wait until what was begun is answered; tell whether it is."""
+        self.stop_accepting()
+        return bool(self._no_request.wait(timeout))
 
     def do_read(self) -> tuple[Any, Any] | None:
         if self.ssl_enabled:

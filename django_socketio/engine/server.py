@@ -10,7 +10,7 @@ from socket import IPPROTO_TCP, MSG_DONTWAIT, MSG_PEEK, TCP_NODELAY
 from time import monotonic
 from typing import Any
 
-from gevent import get_hub
+from gevent import get_hub, sleep
 from gevent.event import Event
 
 from ..protocol import engineio
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _ORDINARY = frozenset(("transport close", "transport error", "server shutting down"))
 """Ends that happen all the time: they are logged, but not at a level that a console shows."""
 
+_BATCH = 1000
+"""Packets of a payload that are taken without giving the loop a turn."""
+
 _LATE = 0.05
 """Seconds that the timer may run late in health."""
 
@@ -45,7 +48,7 @@ class Config:
     ping_timeout: float = 20.0
     max_payload: int = 1_000_000
     max_buffer: int = 1_048_576
-    max_packets: int = 10_000
+    max_packets: int = 200_000
     upgrade_timeout: float = 10.0
     close_timeout: float = 5.0
 
@@ -243,8 +246,10 @@ class Engine:
             raise Refused(ErrorCode.BAD_REQUEST, "two posts at once")
         transport.posting = True
         try:
-            for packet in self._read_payload(request):
+            for number, packet in enumerate(self._read_payload(request)):
                 session.receive(packet)
+                if number % _BATCH == _BATCH - 1:
+                    sleep(0)
             self._hold_back(session)
         except Refused as refused:
             session.fail(refused.hint)

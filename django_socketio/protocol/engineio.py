@@ -102,10 +102,11 @@ def decode_payload(body: bytes, *, max_packets: int) -> list[Packet]:
     """
     if body.count(SEPARATOR) >= max_packets:
         raise ProtocolError(f"more than {max_packets} packets in one payload")
-    return [_decode_payload_packet(part) for part in body.split(SEPARATOR)]
+    return [decode_payload_packet(part) for part in body.split(SEPARATOR)]
 
 
-def _decode_payload_packet(part: bytes) -> Packet:
+def decode_payload_packet(part: bytes) -> Packet:
+    """Decode what stands between two separators of a payload."""
     if part[:1] == b"b":
         try:
             return Packet(MESSAGE, binascii.a2b_base64(part[1:], strict_mode=True))

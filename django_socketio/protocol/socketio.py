@@ -73,6 +73,10 @@ class Assembly:
         self._places = _find_placeholders(packet.data, count)
         self._received = 0
 
+    @property
+    def namespace(self) -> str:
+        return self._packet.namespace
+
     def add(self, attachment: bytes) -> Packet | None:
         container, key = self._places[self._received]
         container[key] = attachment

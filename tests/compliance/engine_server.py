@@ -17,8 +17,8 @@ import gevent
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from django_socketio.engine import Config, Engine, Frame, Session
-from django_socketio.engine.pywsgi import SocketIOServer, send_response
+from django_socketio.engine import Config, Engine, Frame, Session, send_response
+from django_socketio.engine.pywsgi import SocketIOServer
 
 
 def echo(session: Session, data: str | bytes) -> None:

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 
 import gevent
 
-from django_socketio.engine import Config, Engine, Frame, Headers, Session
-from django_socketio.engine.pywsgi import SocketIOServer, send_response
+from django_socketio.engine import Config, Engine, Frame, Headers, Session, send_response
+from django_socketio.engine.pywsgi import SocketIOServer
 from tests.support import UNIT, wait_until
 
 from .clients import Client, Http, Poller, WebSocket
@@ -117,6 +117,9 @@ class Served:
             return send_response(self.engine.handle(environ), start_response)
         body = None if environ["PATH_INFO"] == "/unread" else environ["wsgi.input"].read()
         self.app.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], body))
+        if environ["PATH_INFO"] == "/stream":
+            start_response("200 OK", [])
+            return iter([b"in ", b"pieces"])
         start_response("200 OK", [("Content-Length", str(len(body or b"")))])
         return [body] if body else []
 

@@ -10,6 +10,7 @@ from django_socketio.protocol.exceptions import ProtocolError
 from tests.support import UNIT, wait_until
 
 from .clients import PATH, Poller, chunked, payload, request
+from .resources import Resources
 from .served import Served, echo, lanes, message
 
 GONE = (400, 1, "Session ID unknown")
@@ -233,14 +234,17 @@ def test_a_large_body_is_read_whatever_its_segments(served: Served) -> None:
 
 def test_a_binary_payload_is_refused_each_time(served: Served) -> None:
     """CVE-2026-59725: such POSTs were never answered and kept their descriptors."""
-    for _ in range(30):
-        client = served.poller()
-        headers = {"Content-Type": "application/octet-stream"}
+    headers = {"Content-Type": "application/octet-stream"}
+    before = Resources.now()
+    for _ in range(100):
+        client = Poller(served.address)
         answer = client.posting.post(client.target, b"\x00\x04\xffhello", headers)
         assert answer.error == BAD_REQUEST
         assert is_gone(client)
-    assert served.app.reasons == ["parse error"] * 30
+        client.close()
+    assert served.app.reasons == ["parse error"] * 100
     assert served.app.messages == []
+    wait_until(lambda: Resources.now().descriptors == before.descriptors, what="all descriptors")
 
 
 MALFORMED = {

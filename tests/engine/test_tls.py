@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import gevent
@@ -160,6 +161,23 @@ def test_a_client_that_hangs_up_on_its_get(secure: Served, how: str) -> None:
     secure.wait_polled(client)
     getattr(client.getting, how)()
     secure.wait_closed("transport close")
+
+
+def test_a_client_that_takes_its_leave_of_tls(
+    serve: Callable[..., Served], certificate: dict[str, str]
+) -> None:
+    """Its last record may hide the end of the connection: then the heartbeat notices."""
+    served = serve(tls=certificate, ping_interval=6 * UNIT, ping_timeout=4 * UNIT)
+    client = served.poller()
+    client.start_get()
+    served.wait_polled(client)
+    client.getting.sock.settimeout(0.0)
+    with suppress(ssl.SSLError, OSError):
+        client.getting.sock.unwrap()
+    client.getting.close()
+    wait_until(lambda: served.app.closed, what="the end of the session")
+    assert served.app.reasons[0] in ("transport close", "ping timeout")
+    wait_until(lambda: served.server.connections == 1, what="the end of the connection")
 
 
 def test_pausing(secure: Served) -> None:

@@ -42,6 +42,9 @@ _ADDRESS = re.compile(
     r"(?:(?P<host>[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[a-fA-F0-9:.%]+\]|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*):)?"
     r"(?P<port>[0-9]{1,5})\Z"
 )
+_DRAIN = 10.0
+"""Seconds that requests which were begun may take to their answers."""
+
 _BACKLOG = 1024
 """Connections that the kernel holds until they are accepted."""
 
@@ -75,7 +78,6 @@ _LISTEN_ERRORS = {
 class Command(BaseCommand):
     help = "Serve the project with Socket.IO on gevent, and reload it when its code changes."
     requires_system_checks = []
-    stealth_options = ("shutdown_timeout",)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("addrport", nargs="?", help="port, or address:port")
@@ -144,6 +146,10 @@ class Command(BaseCommand):
     # The server
 
     def _serve(self, address: tuple[str, int], options: dict[str, Any]) -> int:
+        if not settings.DEBUG and not settings.ALLOWED_HOSTS:
+            raise CommandError(
+                "You must set settings.ALLOWED_HOSTS if DEBUG is False.", returncode=_FATAL
+            )
         _show_logs()
         stop = _Stop()
         if not options["noreload"]:
@@ -164,6 +170,7 @@ class Command(BaseCommand):
             finally:
                 server.stop_accepting()
                 runtime.stop()
+                server.drain(_DRAIN)
                 server.stop(timeout=1)
 
     def _tls(self, options: dict[str, Any]) -> dict[str, Any]:
