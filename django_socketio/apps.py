@@ -12,6 +12,7 @@ class SocketIOConfig(AppConfig):
     def ready(self) -> None:
         """Import the `events` module of every installed app, whose handlers bind themselves."""
         register(checks.check_settings)
+        register(checks.check_origins, deploy=True)
         register(checks.check_backend)
         register(checks.check_urls)
         autodiscover_modules("events")

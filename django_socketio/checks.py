@@ -11,6 +11,18 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
     return [Error(sentence, obj=name, id="socketio.E001") for name, sentence in conf.problems()]
 
 
+def check_origins(**kwargs: Any) -> list[CheckMessage]:
+    """Warn, with `--deploy`, of pages of anybody that connect as whoever looks at them."""
+    allowed = conf.get("ALLOWED_ORIGINS")
+    if allowed is None or "*" not in allowed:
+        return []
+    sentence = (
+        'SOCKETIO_ALLOWED_ORIGINS has "*": any page may open a WebSocket with the cookies of its'
+        " visitor. Name the origins that you trust."
+    )
+    return [Warning(sentence, obj="SOCKETIO_ALLOWED_ORIGINS", id="socketio.W002")]
+
+
 def check_backend(**kwargs: Any) -> list[CheckMessage]:
     """Make the backend, without connecting it, and ask it about itself."""
     try:

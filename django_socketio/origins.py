@@ -54,18 +54,18 @@ def allow(environ: dict[str, Any]) -> Headers:
     setting = "SOCKETIO_ALLOWED_ORIGINS"
     if allowed is None:
         allowed, setting = settings.CSRF_TRUSTED_ORIGINS, "CSRF_TRUSTED_ORIGINS"
-    if not _in(origin, [allowed] if isinstance(allowed, str) else allowed):
-        logger.warning("Origin %r refused: it is not %s, nor in %s", origin, own, setting)
-        raise Refused(ErrorCode.FORBIDDEN, "this origin is not allowed", HTTPStatus.FORBIDDEN)
-    if "*" in allowed:
-        # Whoever lets all pages in does not let them in as the user who looks at them.
-        headers = [("Access-Control-Allow-Origin", "*")]
-    else:
+    if _in(origin, allowed):
         headers = [
             ("Access-Control-Allow-Origin", origin),
             ("Access-Control-Allow-Credentials", "true"),
             ("Vary", "Origin"),
         ]
+    elif "*" in allowed and _parse(origin) is not None:
+        # Whoever lets all pages in does not show them the answers to the user's cookies.
+        headers = [("Access-Control-Allow-Origin", "*")]
+    else:
+        logger.warning("Origin %r refused: it is not %s, nor in %s", origin, own, setting)
+        raise Refused(ErrorCode.FORBIDDEN, "this origin is not allowed", HTTPStatus.FORBIDDEN)
     if environ["REQUEST_METHOD"] == "OPTIONS":
         asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
         headers += [
@@ -113,8 +113,6 @@ def _same(origin: str, other: str) -> bool:
 
 
 def _in(origin: str, allowed: Sequence[str]) -> bool:
-    if "*" in allowed:
-        return _parse(origin) is not None
     parts = _parse(origin)
     if parts is None:
         return False

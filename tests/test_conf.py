@@ -24,11 +24,11 @@ SIZES = ("MAX_PAYLOAD", "MAX_BUFFER")
 
 VALID: dict[str, list[Any]] = {
     "HOST": ["0.0.0.0", "::1", "localhost"],
-    "PORT": [0, 80, 65535],
+    "PORT": [0, 80, 65535, 9000.0],
     "BACKEND": ["memory://", "redis://host/1", "a.b.C", {"BACKEND": "a.b.C", "OPTIONS": {"x": 1}}],
     "MESSAGE_LOG_FORMAT": [None, "", "%(TIME)s %(TYPE)s %(MESSAGE)s", "%(HTTP_COOKIE)s 100 %%"],
     **dict.fromkeys(SECONDS, [1, 0.3, 25.5, 3600]),
-    **dict.fromkeys(SIZES, [1000, 1e6, 2.5e5, 2**30]),
+    **dict.fromkeys(SIZES, [1, 1000, 1e6, 2.5e5, 2**30]),
     "ALLOWED_ORIGINS": [
         None,
         "*",
@@ -39,11 +39,11 @@ VALID: dict[str, list[Any]] = {
 }
 INVALID: dict[str, list[Any]] = {
     "HOST": ["", None, 5],
-    "PORT": [-1, 65536, "9000", None, True],
+    "PORT": [-1, 65536, "9000", None, True, 80.5, float("nan"), float("inf")],
     "BACKEND": ["", None, 5, [], {}, {"BACKEND": 1}, {"BACKEND": "a.B", "OPTION": {}}],
     "MESSAGE_LOG_FORMAT": [5, "%(MESSAGE)", "%s %s", "%(TIME)d", b"%(TIME)s"],
     **dict.fromkeys(SECONDS, [0, -1, "25", None, True, float("nan"), float("inf"), 86400]),
-    **dict.fromkeys(SIZES, [0, 999, -1, "1000000", None, True, float("nan"), 2**31]),
+    **dict.fromkeys(SIZES, [0, 0.5, -1, "1000000", None, True, float("nan"), float("inf"), 2**31]),
     "ALLOWED_ORIGINS": [
         "https://example.com",
         5,

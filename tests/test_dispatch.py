@@ -911,19 +911,25 @@ def test_a_client_that_does_not_poll_is_ended(site: Site) -> None:
     assert steps == [("disconnect", "slow consumer"), ("finish", "slow consumer")]
 
 
-def test_a_client_that_is_let_in_too_slowly_for_what_it_is_sent_is_ended(site: Site) -> None:
+def test_a_client_that_is_sent_too_much_before_it_is_let_in_is_refused(site: Site) -> None:
+    """What waits for the word of `on_connect` has a bound too."""
     steps = endings()
+    reasons: list[str] = []
 
     @on_connect
     def connected(request: Any, socket: Any, context: Any) -> None:
-        for number in range(1_000_000):
-            socket.send(number)
+        for _ in range(10_000):
+            socket.send("x" * 1000)
             if socket.disconnect_reason:
                 break
+        reasons.append(socket.disconnect_reason)
 
-    site.open().request()
-    wait_for_finish(steps)
-    assert steps == [("disconnect", "slow consumer"), ("finish", "slow consumer")]
+    with pytest.raises(Refused):
+        site.connect()
+    site.namespace("/other")
+    site.connect("/other").fence()
+    assert reasons == ["slow consumer"]
+    assert steps == []
 
 
 @TRANSPORTS

@@ -16,12 +16,21 @@ class PollingTransport:
     greenlets wait in `collect()`.
     """
 
-    __slots__ = ("_event", "_max_buffer", "_out", "_overflow", "closed", "posting", "waiting")
+    __slots__ = (
+        "_bound",
+        "_event",
+        "_max_buffer",
+        "_out",
+        "_overflow",
+        "closed",
+        "posting",
+        "waiting",
+    )
 
     name = "polling"
 
     def __init__(self, max_buffer: int, overflow: Any) -> None:
-        self._max_buffer = max_buffer
+        self._max_buffer = self._bound = max_buffer
         self._overflow = overflow
         self._out: list[Frame] = []
         self._event: Event | None = None
@@ -39,7 +48,11 @@ class PollingTransport:
         if self.closed:
             return
         size = len(frame.websocket)
-        if self.waiting + size > self._max_buffer and self._out:
+        if not self._out:
+            # A message that is larger than the buffer does not count, with nothing before it;
+            # and a handler that sends much while a GET waits has no slow client.
+            self._bound = self._max_buffer + (size if size > self._max_buffer else 0)
+        elif self.waiting + size > self._bound and not self.polled:
             self._overflow("slow consumer")
             return
         self._out.append(frame)

@@ -39,6 +39,7 @@ class Application:
 
     def __init__(self) -> None:
         self.opened: list[Session] = []
+        self.payloads: list[Any] = []
         self.messages: list[str | bytes] = []
         self.closed: list[tuple[Session, str]] = []
         self.requests: list[tuple[str, str, bytes | None]] = []
@@ -56,6 +57,7 @@ class Application:
 
     def on_open(self, session: Session, payload: Any) -> None:
         self.opened.append(session)
+        self.payloads.append(payload)
         self.greet(session)
 
     def on_message(self, session: Session, data: str | bytes) -> None:

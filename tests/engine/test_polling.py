@@ -542,6 +542,33 @@ def test_a_message_that_is_larger_than_the_buffer_arrives_whole(
     assert client.end_get() == [b"y" * 50_000]
 
 
+def test_what_comes_behind_a_message_larger_than_the_buffer(serve: Callable[..., Served]) -> None:
+    """A client between two GETs is not slow, be it only for a ping."""
+    served = serve(max_buffer=10_000)
+    client = served.poller()
+    session = served.session(client)
+    session.send(message("x" * 50_000))
+    session.ping()
+    session.send(message("y" * 9_000))
+    assert client.get() == ["4" + "x" * 50_000, "2", "4" + "y" * 9_000]
+    # It is no licence for the next ones.
+    session.send(message("x" * 50_000))
+    session.send(message("y" * 9_000))
+    session.send(message("z" * 2_000))
+    served.wait_closed("slow consumer")
+
+
+def test_a_handler_that_sends_much_while_a_get_waits(serve: Callable[..., Served]) -> None:
+    served = serve(max_buffer=10_000)
+    client = served.poller()
+    client.start_get()
+    session = served.wait_polled(client)
+    for number in range(100):
+        session.send(message(f"{number:>999}"))
+    assert client.end_get() == [f"4{number:>999}" for number in range(100)]
+    assert session.transport.waiting == 0
+
+
 def test_what_was_fetched_waits_no_more(serve: Callable[..., Served]) -> None:
     served = serve(max_buffer=10_000)
     client = served.poller()

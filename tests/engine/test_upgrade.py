@@ -95,7 +95,7 @@ def test_what_waits_for_polling_arrives_over_the_websocket(served: Served) -> No
 
 def test_what_waits_may_be_as_much_as_the_buffer_holds(serve: Callable[..., Served]) -> None:
     served = serve(max_buffer=10_000)
-    for sizes in ([9_900], [50_000], [900] * 11):
+    for sizes in ([9_900], [50_000], [900] * 11, [50_000, 9_000]):
         poller = served.poller()
         session = served.session(poller)
         client = probe(served, poller)

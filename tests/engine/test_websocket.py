@@ -230,6 +230,16 @@ def test_the_server_waits_a_while_for_the_clients_close(serve: Callable[..., Ser
     assert session.transport.closed
 
 
+def test_the_end_of_the_engine_waits_for_nobody(served: Served) -> None:
+    closing, other = served.websocket(answers=False), served.websocket()
+    sessions = [served.session(closing), served.session(other)]
+    sessions[0].close()
+    served.engine.stop()
+    assert [session.transport.closed for session in sessions] == [True, True]
+    assert [closing.closed(), other.closed()] == [1000, None]
+    assert served.app.reasons == ["forced close", "server shutting down"]
+
+
 def test_what_comes_while_the_server_closes_is_dropped(served: Served) -> None:
     client = served.websocket(answers=False)
     session = served.session(client)
