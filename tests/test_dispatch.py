@@ -3,6 +3,7 @@
 import contextvars
 import logging
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any
 
@@ -254,7 +255,18 @@ def test_an_ack_that_cannot_be_serialised_is_a_failure(
 # Handlers that raise
 
 
-@pytest.mark.parametrize("error", [LookupError("lost"), gevent.Timeout(1), PermissionDenied("no")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        LookupError("lost"),
+        PermissionDenied("no"),
+        ConnectionRefused("no"),
+        gevent.Timeout(1),
+        CancelledError(),
+        SystemExit(1),
+    ],
+    ids=repr,
+)
 def test_a_handler_that_raises_is_logged_and_told_to_on_error(
     site: Site, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:

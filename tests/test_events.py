@@ -91,6 +91,14 @@ class TestBinding:
             on_message(namespace=namespace)(nothing)
         assert not events.registry.has_namespace(namespace)
 
+    @pytest.mark.parametrize("event", [*EVENTS, on_event("name")], ids=repr)
+    def test_an_async_function_is_refused(self, event: Any) -> None:
+        async def handler(*args: Any) -> None:
+            pass
+
+        with pytest.raises(EventError, match=r"handler is async: .* are plain functions"):
+            event(handler)
+
     def test_what_is_refused_is_not_bound(self) -> None:
         with pytest.raises(EventError):
             on_connect(channel="x", namespace="/chat")(nothing)

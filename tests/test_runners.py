@@ -1,5 +1,6 @@
 """Runner greenlets: how many there are, who works in which, and what brackets the work."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,19 @@ def test_few_idle_runners_are_kept(pool: Pool) -> None:
     wait_until(lambda: pool.runners.busy == 0)
     alive = [greenlet for work in works for greenlet in work.greenlets if not greenlet.dead]
     assert 1 <= len(alive) <= 8
+
+
+def test_work_without_an_end_leaves_the_loop_its_turns(pool: Pool) -> None:
+    def compute() -> None:
+        until = time.perf_counter() + UNIT / 50
+        while time.perf_counter() < until:
+            pass
+
+    crowd = [Work(compute, times=10_000) for _ in range(2)]
+    pool.run(*crowd)
+    for _ in range(5):
+        gevent.sleep(UNIT / 10)  # a timer of the loop
+    assert all(work.greenlets and work.left > 9_000 for work in crowd)
 
 
 def test_work_that_fails_is_logged_and_goes_on(

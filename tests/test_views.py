@@ -391,6 +391,14 @@ def test_what_is_no_handshake_is_refused_as_the_protocol_says(
     assert not site.dispatcher.engine.sessions
 
 
+def test_a_session_id_is_spelled_plainly(site: Site) -> None:
+    """Else a poll would wait inside of the middleware, for as long as nothing is sent."""
+    client = site.connect(transport="polling")
+    target = f"{PATH}?EIO=4&transport=polling&s%69d={client.connection.sid}"
+    assert clients.request(site.address, target=target).status == 400
+    assert client.fence() == []
+
+
 def test_the_answer_to_an_upgrade_has_the_headers_of_one(site: Site) -> None:
     target = f"{PATH}?EIO=4&transport=websocket"
     answer = clients.request(site.address, "GET", target, UPGRADE)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import django
+import gevent
 import pytest
 from django.conf import settings
 from django.contrib.staticfiles.handlers import StaticFilesHandler
@@ -59,11 +60,21 @@ URLS = """
 from django.http import HttpResponse
 from django.urls import include, path
 from chat import views
-urlpatterns = [path("", include("django_socketio.urls")), path("view/", views.view)]
+urlpatterns = [
+    path("", include("django_socketio.urls")),
+    path("view/", views.view),
+    path("slow/", views.slow),
+]
 """
 VIEWS = """
 from django.http import HttpResponse
 def view(request):
+    return HttpResponse("{answer}")
+def slow(request):
+    import time
+    from chat.events import note
+    note("slow")
+    time.sleep(0.2)
     return HttpResponse("{answer}")
 """
 EVENTS = """
@@ -331,6 +342,7 @@ def test_a_bad_address_is_one_sentence(addrport: str) -> None:
         ({"SOCKETIO_HOST": 5}, "SOCKETIO_HOST must be a string"),
         ({"SOCKETIO_BACKEND": "pigeon://"}, "SOCKETIO_BACKEND: pigeon:// is none of memory://"),
         ({"SOCKETIO_PNG_INTERVAL": 5}, "did you mean SOCKETIO_PING_INTERVAL"),
+        ({"ALLOWED_HOSTS": []}, "You must set settings.ALLOWED_HOSTS"),
     ],
 )
 def test_a_wrong_setting_is_told(settings: dict[str, Any], sentence: str) -> None:
@@ -465,6 +477,15 @@ def test_handlers_that_run_may_end(project: Project) -> None:
         client.connection.drop()
     reason = "server shutting down"
     assert project.notes[1:] == ["sleep", "slept", "disconnect", f"finish {reason}"]
+
+
+def test_requests_that_were_begun_are_answered(project: Project) -> None:
+    with Running(project, "127.0.0.1:0", "--noreload") as running:
+        address = running.reported()
+        answer = gevent.spawn(get, address, "/slow/")
+        wait_until(lambda: "slow" in project.notes)
+        assert running.end(signal.SIGTERM) == 0
+        assert answer.get().body == b"one"
 
 
 def test_a_second_ctrl_c_ends_it_at_once(project: Project) -> None:
