@@ -63,6 +63,7 @@ class Runners:
         self._idle: list[Runner] = []
         self._all: set[Runner] = set()
         self._waking = False
+        self._giving_way = 0
         self._stopped = False
 
     @property
@@ -85,7 +86,7 @@ class Runners:
 
     def _wake(self) -> None:
         self._waking = False
-        if not self._ready:
+        if not self._ready or self._giving_way:
             return
         if self._idle:
             self._idle.pop().switch()
@@ -107,9 +108,7 @@ class Runners:
                 until = monotonic() + _SLICE
                 while ready:
                     if monotonic() > until:
-                        # Others wait for the loop: readable sockets, timers, signals.
-                        self._hub.loop.run_callback(runner.switch)
-                        self._hub.switch()
+                        self._give_way(runner)
                         until = monotonic() + _SLICE
                         continue
                     worker = ready.popleft()
@@ -123,6 +122,25 @@ class Runners:
             self._all.discard(runner)
             if runner.uses_database:
                 self._end()
+
+    def _give_way(self, runner: Runner) -> None:
+        """
+        Let the loop turn: others wait for it, readable sockets, timers, signals.
+
+        By a timer, for the loop runs dozens of callbacks in a row before it looks at those. The
+        queue waits for this runner; that it is not empty does not mean that a handler blocks.
+        """
+        timer = self._hub.loop.timer(0)
+        timer.start(runner.switch)
+        self._giving_way += 1
+        try:
+            self._hub.switch()
+        finally:
+            self._giving_way -= 1
+            timer.close()
+        if self._ready and not self._waking:  # whatever comes next may block
+            self._waking = True
+            self._hub.loop.run_callback(self._wake)
 
     def _step(self, runner: Runner, worker: Worker) -> bool:
         more = True

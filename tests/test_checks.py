@@ -66,6 +66,18 @@ def test_a_missing_url_conf_is_a_warning_that_names_the_fix() -> None:
     assert 'path("", include("django_socketio.urls"))' in message.msg
 
 
+@pytest.mark.parametrize("value", [["*"], ["https://a.example", "*"], None, ["https://a.example"]])
+def test_a_star_among_the_origins_is_a_warning_before_deploying(value: Any) -> None:
+    with override_settings(SOCKETIO_ALLOWED_ORIGINS=value):
+        messages = run_checks(include_deployment_checks=True)
+    ours = [message for message in messages if (message.id or "").startswith("socketio.")]
+    assert found(SOCKETIO_ALLOWED_ORIGINS=value) == []  # for development it is fine
+    assert [type(message) for message in ours] == [Warning] * ("*" in (value or ()))
+    for message in ours:
+        assert (message.id, message.obj) == ("socketio.W002", "SOCKETIO_ALLOWED_ORIGINS")
+        assert "\n" not in message.msg and "Name the origins" in message.msg
+
+
 @pytest.mark.parametrize("run", [lambda: call_command("check")], ids=["manage.py check"])
 def test_the_command_shows_it(run: Callable[[], None]) -> None:
     run()

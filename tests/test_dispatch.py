@@ -1,5 +1,6 @@
 """From what a client sends to handlers and back: connecting, messages, acks, channels, the end."""
 
+import contextlib
 import contextvars
 import logging
 import time
@@ -433,6 +434,26 @@ def test_a_connect_handler_that_crashes_is_logged_and_told_to_on_error(
     assert FAIL.args[0] in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), CancelledError("gone")], ids=repr)
+def test_a_connect_handler_that_calls_for_the_end_has_not_let_in(
+    site: Site, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[BaseException] = []
+    on_error(lambda request, socket, context, error: heard.append(error))
+
+    @on_connect
+    def connected(request: Any, socket: Any, context: Any) -> None:
+        if not heard:
+            raise error
+
+    connection = site.open()
+    with pytest.raises(Refused):
+        connection.connect()
+    assert heard == [error]
+    assert "connected failed" in caplog.text
+    assert connection.connect().fence() == []
+
+
 def test_nothing_reaches_a_client_before_it_is_accepted(site: Site) -> None:
     deciding, decide = Event(), Event()
     ids: list[str] = []
@@ -545,6 +566,23 @@ def test_connecting_twice_to_a_namespace_is_a_parse_error(site: Site) -> None:
 
 
 @TRANSPORTS
+@pytest.mark.parametrize("namespace", ["", "/other,"])
+def test_attachments_before_connecting_are_a_parse_error(
+    site: Site, transport: str, namespace: str
+) -> None:
+    """Else anybody could have us keep what nobody will ever ask for."""
+    open_ = site.open(transport)
+    (connection,) = site.dispatcher.connections
+    with contextlib.suppress(Lost):
+        open_.transport.send(f'451-{namespace}["message",{{"_placeholder":true,"num":0}}]', b"1234")
+        open_.wait_for_end()
+    wait_until(lambda: site.dispatcher.engine.counters["closed: parse error"])
+    wait_until(lambda: not site.dispatcher.connections)
+    assert connection._pending is None and not connection.sockets
+    assert site.connect().fence() == []
+
+
+@TRANSPORTS
 @settings(SOCKETIO_CONNECT_TIMEOUT=2 * UNIT)
 def test_a_client_that_connects_to_no_namespace_is_closed(site: Site, transport: str) -> None:
     asked: list[Any] = []
@@ -648,6 +686,8 @@ def test_unsubscribing_from_what_was_never_subscribed_calls_nobody(site: Site) -
         (PermissionDenied("Members only"), "Members only"),
         (RuntimeError("secret"), "The server could not decide"),
         (gevent.Timeout(1), "The server could not decide"),
+        (CancelledError(), "The server could not decide"),
+        (SystemExit(1), "The server could not decide"),
     ],
     ids=repr,
 )
@@ -672,6 +712,20 @@ def test_on_subscribe_refuses(site: Site, transport: str, refusal: Any, error: s
     client.close()
     wait_until(lambda: heard)
     assert heard == ["public"]
+
+
+def test_a_refused_channel_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "django_socketio.dispatch")
+
+    @on_subscribe
+    def subscribed(request: Any, socket: Any, context: Any, channel: str) -> None:
+        raise PermissionDenied("Members only")
+
+    client = site.connect()
+    client.subscribe("private")
+    (record,) = [r for r in caplog.records if r.name == "django_socketio.dispatch"]
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == f"Refused {client.sid} the channel 'private': Members only"
 
 
 @pytest.mark.parametrize("value", [None, True, 0, ""])
@@ -921,6 +975,16 @@ def test_a_client_that_does_not_poll_is_ended(site: Site) -> None:
             break
     wait_for_finish(steps)
     assert steps == [("disconnect", "slow consumer"), ("finish", "slow consumer")]
+
+
+@TRANSPORTS
+def test_much_that_is_sent_before_a_client_is_let_in_arrives(site: Site, transport: str) -> None:
+    @on_connect
+    def connected(request: Any, socket: Any, context: Any) -> None:
+        for number in range(1500):
+            socket.send(number)
+
+    assert site.connect(transport=transport).fence() == [["message", n] for n in range(1500)]
 
 
 def test_a_client_that_is_sent_too_much_before_it_is_let_in_is_refused(site: Site) -> None:

@@ -1,12 +1,14 @@
 """The log of the messages that clients send."""
 
 import datetime
+import json
 import logging
 import re
 from typing import Any
 
 import pytest
 
+from django_socketio.events import on_message
 from tests.sites import Site, settings
 
 EVERYTHING = "%(REMOTE_ADDR)s|%(TYPE)s|%(MESSAGE)s|%(HTTP_X_PROBE)s|%(NO_SUCH_KEY)s"
@@ -87,6 +89,19 @@ def test_a_message_stays_one_line(site: Site, lines: Any, name: str, args: list[
     assert line.isprintable()
     assert len(line) < 3000
     assert line.startswith("127.0.0.1|")
+
+
+@pytest.mark.parametrize("message", ["[" * 1000 + "]" * 1000, f'"{"x" * 999_000}"'], ids=len)
+def test_a_deep_or_long_message_is_logged_shortly(site: Site, lines: Any, message: str) -> None:
+    """And reaches the handler: no more of it is rendered than is kept."""
+    heard: list[Any] = []
+    on_message(lambda request, socket, context, message: heard.append(message))
+    client = site.connect()
+    client.connection.transport.send(f'42["message",{message}]')
+    client.fence()
+    (line,) = lines()
+    assert line.isprintable() and len(line) < 3000
+    assert heard == [json.loads(message)]
 
 
 @settings(SOCKETIO_MESSAGE_LOG_FORMAT="%(TYPE)s")

@@ -124,7 +124,20 @@ def test_work_without_an_end_leaves_the_loop_its_turns(pool: Pool) -> None:
     pool.run(*crowd)
     for _ in range(5):
         gevent.sleep(UNIT / 10)  # a timer of the loop
-    assert all(work.greenlets and work.left > 9_000 for work in crowd)
+    assert all(work.greenlets and work.left > 9_800 for work in crowd)
+    assert pool.runners.busy == 1
+
+
+def test_work_behind_such_work_may_wait(pool: Pool) -> None:
+    def compute() -> None:
+        until = time.perf_counter() + UNIT / 2
+        while time.perf_counter() < until:
+            pass
+
+    go_on = Event()
+    pool.run(Work(compute, times=2), Work(go_on.wait), other := Work(go_on.set))
+    wait_until(lambda: other.done)
+    wait_until(lambda: pool.runners.busy == 0)
 
 
 def test_work_that_fails_is_logged_and_goes_on(

@@ -21,7 +21,7 @@ from django_socketio.backends import BaseBackend
 from django_socketio.backends.memory import MemoryBackend
 from django_socketio.events import on_event, on_finish
 from tests import clients
-from tests.sites import Site
+from tests.sites import Site, settings
 from tests.support import ROOT, UNIT, wait_until
 
 
@@ -297,6 +297,32 @@ def test_idle_sockets_hold_no_connection(site: Site, opened: list[Any]) -> None:
     for client in crowd:
         assert client.fence() == []
     assert held(opened) == 0
+
+
+def querying(get_response: Any) -> Any:
+    """A middleware that asks the database before the view."""
+
+    def middleware(request: Any) -> Any:
+        User.objects.count()
+        return get_response(request)
+
+    return middleware
+
+
+@settings(MIDDLEWARE=[f"{__name__}.querying"])
+def test_polls_hold_no_connection(
+    site: Site, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a persistent one, which the handshake has left on the poll's way."""
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", None)
+    crowd = [site.connect(transport="polling") for _ in range(5)]
+    polls = [gevent.spawn(client.event) for client in crowd]
+    sessions = site.dispatcher.engine.sessions
+    wait_until(lambda: all(session.transport.polled for session in sessions.values()))
+    assert len(opened) >= len(sessions) == 5
+    assert held(opened) == 0
+    broadcast("hello")
+    assert [poll.get() for poll in polls] == [["message", "hello"]] * 5
 
 
 def test_there_are_as_many_connections_as_handlers_that_run(site: Site, opened: list[Any]) -> None:

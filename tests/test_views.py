@@ -391,12 +391,17 @@ def test_what_is_no_handshake_is_refused_as_the_protocol_says(
     assert not site.dispatcher.engine.sessions
 
 
-def test_a_session_id_is_spelled_plainly(site: Site) -> None:
+@TRANSPORTS
+@pytest.mark.parametrize("name", ["s%69d", "%73id", "%73%69%64"])
+def test_a_session_id_is_spelled_plainly(site: Site, transport: str, name: str) -> None:
     """Else a poll would wait inside of the middleware, for as long as nothing is sent."""
     client = site.connect(transport="polling")
-    target = f"{PATH}?EIO=4&transport=polling&s%69d={client.connection.sid}"
-    assert clients.request(site.address, target=target).status == 400
+    for sid in (client.connection.sid, ""):
+        target = f"{PATH}?EIO=4&transport={transport}&{name}={sid}"
+        answer = clients.request(site.address, "GET", target, UPGRADE)
+        assert (answer.status, answer.body) == (400, b"sid is to be spelled plainly")
     assert client.fence() == []
+    assert len(site.dispatcher.engine.sessions) == 1
 
 
 def test_the_answer_to_an_upgrade_has_the_headers_of_one(site: Site) -> None:

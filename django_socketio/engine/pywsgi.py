@@ -298,6 +298,14 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         elif not self.headers_sent:
             self._write_with_headers(b"")
 
+    def process_result(self) -> None:
+        if self.command == "HEAD":
+            # The head is known with the first part of a body, which may have no end.
+            any(self.result)
+            self.write(b"")
+        else:
+            super().process_result()
+
     def _sendall(self, data: Any) -> None:
         self.socket.settimeout(SEND_TIMEOUT)
         try:

@@ -350,6 +350,14 @@ def test_a_wrong_setting_is_told(settings: dict[str, Any], sentence: str) -> Non
         call_command("runserver_socketio", "127.0.0.1:0", "--noreload")
 
 
+@pytest.mark.parametrize("options", [["--noreload"], []], ids=["noreload", "reload"])
+def test_no_allowed_hosts_is_one_sentence(project: Project, options: list[str]) -> None:
+    project.write("site_settings.py", SETTINGS.replace('["*"]', "[]"))
+    with Running(project, "127.0.0.1:0", *options) as running:
+        assert running.error() == "You must set settings.ALLOWED_HOSTS if DEBUG is False."
+        assert running.status() == 2
+
+
 def test_a_missing_url_conf_is_told(project: Project) -> None:
     project.write("site_urls.py", "urlpatterns = []")
     with Running(project, "127.0.0.1:0", "--noreload") as running:
