@@ -574,7 +574,7 @@ def test_attachments_before_connecting_are_a_parse_error(
     open_ = site.open(transport)
     (connection,) = site.dispatcher.connections
     with contextlib.suppress(Lost):
-        open_.transport.send(f'451-{namespace}["message",{{"_placeholder":true,"num":0}}]', b"1234")
+        open_.transport.send(f'451-{namespace}["message",{{"_placeholder":true,"num":0}}]')
         open_.wait_for_end()
     wait_until(lambda: site.dispatcher.engine.counters["closed: parse error"])
     wait_until(lambda: not site.dispatcher.connections)

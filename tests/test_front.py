@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from typing import Any
 
-import gevent
 import pytest
 from django.contrib.staticfiles.views import serve
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -160,6 +159,12 @@ def test_head_of_an_endless_stream(site: Site, connect: Callable[[], Http]) -> N
     client = connect().request("HEAD", "/endless/").request("GET", "/page/", headers=LAST)
     assert client.rest().endswith(b"\r\n\r\npage ")
     assert ends == ["endless"]
+    alive(site)
+
+
+def test_head_of_a_view_that_calls_for_the_end(site: Site, connect: Callable[[], Http]) -> None:
+    answer = connect().request("HEAD", "/leave/").rest()
+    assert answer.startswith(b"HTTP/1.1 500 ") and answer.endswith(b"\r\n\r\n")
     alive(site)
 
 

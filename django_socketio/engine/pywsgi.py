@@ -6,8 +6,7 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 
 import logging
 from _socket import socket as RawSocket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import Context
 from errno import EPIPE
 from http import HTTPStatus
@@ -255,8 +254,11 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         return any(item[0].lower() == name for item in self.response_headers)
 
     def handle_one_response(self) -> None:
-        with self.server.request():
+        self.server.request_began()
+        try:
             super().handle_one_response()
+        finally:
+            self.server.request_ended()
         take, self._take = self._take, None
         environ, self.environ = self.environ, None
         if environ is not None:
@@ -398,7 +400,12 @@ class Greenlets:
     def yield_if_hogging(self) -> None:
         """Give the loop a turn if the running greenlet has had it for long without waiting."""
         if time() - self._hub.loop.now() > _SLICE:
-            sleep(0)
+            sleep(_A_TURN)
+
+    def stop(self) -> None:
+        """End those that wait for a connection."""
+        while self._idle:
+            self._hub.loop.run_callback(self._idle.pop().throw)
 
     def spawn(self, function: Callable[..., None], *args: Any) -> None:
         if self._idle:
@@ -420,6 +427,8 @@ class Greenlets:
 
 
 _KEPT = 32
+_A_TURN = 1e-6
+"""Seconds to sleep for a turn of the loop. None at all would be a callback before the next poll."""
 _SLICE = 0.01
 """Seconds that one greenlet may run while others are ready."""
 
@@ -434,17 +443,19 @@ class SocketIOServer(_Server):  # type: ignore[misc]
         self._no_request.set()
         super().__init__(listener, application, spawn=self.greenlets.spawn, **options)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request that is being answered."""
+    def request_began(self) -> None:
+        """Count a request that `drain()` waits for."""
         self._requests += 1
         self._no_request.clear()
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._no_request.set()
+
+    def request_ended(self) -> None:
+        self._requests -= 1
+        if not self._requests:
+            self._no_request.set()
+
+    def stop(self, timeout: float | None = None) -> None:
+        super().stop(timeout)
+        self.greenlets.stop()
 
     def drain(self, timeout: float) -> bool:
         """Accept nothing more, and wait until what was begun is answered; tell whether it is."""

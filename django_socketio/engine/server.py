@@ -249,7 +249,7 @@ class Engine:
             for number, packet in enumerate(self._read_payload(request)):
                 session.receive(packet)
                 if number % _BATCH == _BATCH - 1:
-                    sleep(0)
+                    sleep(1e-6)  # a turn of the loop
             self._hold_back(session)
         except Refused as refused:
             session.fail(refused.hint)
