@@ -405,11 +405,12 @@ class Dispatcher:
 
         `result` is that of those who were called before.
         """
+        request, context = connection.request, connection.context
         for handler in handlers:
             if handler.pattern is not None and not handler.hears(socket.channels):
                 continue
-            try:
-                returned = self._run(handler, connection, socket, *args)
+            try:  # as _run() does, for every event that there is
+                returned = Context().run(handler.function, request, socket, context, *args)
             except _FAILURES as error:
                 self._failed(connection, socket, handler, error)
                 returned = _FAILED

@@ -78,7 +78,7 @@ def encode_event(
     if event in UNAVAILABLE:
         raise ValueError(f"{event!r} is an event of the protocol itself and cannot be emitted.")
     text, attachments = encode_parts(EVENT, namespace, [event, *args], id, _default)
-    return text, *attachments
+    return (text, *attachments) if attachments else (text,)
 
 
 def arguments(message: Any) -> tuple[Any, ...]:

@@ -163,6 +163,7 @@ class Command(BaseCommand):
             server = SocketIOServer(listener, application, **tls)
             server.start()
             gc.freeze()  # what is there now stays, and need not be looked through again and again
+            gc.set_threshold(10_000)  # a handshake makes much and leaves next to no garbage
             stop.on_signals()
             self._report(listener.getsockname(), "https" if tls else "http")
             try:
