@@ -23,7 +23,7 @@ def socketio(request: HttpRequest) -> HttpResponse:
     engine = runtime.get_engine(request.META)
     if engine is None:
         return HttpResponse(_NO_SERVER, status=503, content_type="text/plain")
-    if "sid" in request.GET:
+    if "%" in request.META["QUERY_STRING"] and "sid" in request.GET:
         # Spelled so that the server did not see it: a poll would wait inside of the middleware.
         return HttpResponse("sid is to be spelled plainly", status=400, content_type="text/plain")
     answer = engine.handle(request.META, request)

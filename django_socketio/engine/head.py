@@ -20,7 +20,9 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!\"$-~]+) HTTP/1\.
 # No white space before the colon (RFC 9112, 5.1); no line folding (5.2); and in the value no
 # character that anything behind us may take for the end of a line. The white space around the
 # value is stripped afterwards: an expression for it would try every way to divide a run of blanks.
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f\x85]*)\Z")
+_HEADERS = re.compile(
+    rb"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f\x85]*)(?=\r\n|\Z)"
+)
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(/.*)?\Z", re.IGNORECASE)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,15}\Z", re.ASCII)
@@ -49,14 +51,12 @@ class Head:
 
 def parse(data: bytes) -> Head:
     """Parse a head without its final empty line. Raise `BadRequest`."""
-    lines = data.split(b"\r\n")
-    match = _REQUEST_LINE.match(lines[0])
+    line = data.partition(b"\r\n")[0]
+    match = _REQUEST_LINE.match(line)
     if match is None:
         raise BadRequest("malformed request line")
     method, target, version = match[1].decode(), match[2].decode(), f"HTTP/1.{match[3].decode()}"
-    if len(lines) > MAX_HEADERS + 1:
-        raise BadRequest("too many headers")
-    environ = _parse_headers(lines)
+    environ = _parse_headers(data[len(line) :])
     if "HTTP_HOST" not in environ and version == "HTTP/1.1":
         raise BadRequest("no Host header")
     absolute = _ABSOLUTE.match(target)
@@ -80,20 +80,23 @@ def check_start(data: bytes) -> None:
         raise BadRequest("malformed request line or line end")
 
 
-def _parse_headers(lines: list[bytes]) -> dict[str, str]:
+def _parse_headers(data: bytes) -> dict[str, str]:
+    headers = _HEADERS.findall(data)
+    if len(headers) > MAX_HEADERS:
+        raise BadRequest("too many headers")
+    # Each took its line end, name, colon and value: what is left over was none.
+    if sum(len(name) + len(value) + 3 for name, value in headers) != len(data):
+        raise BadRequest("malformed header")
     environ: dict[str, str] = {}
-    for line in lines[1:]:
-        match = _HEADER.match(line)
-        if match is None:
-            raise BadRequest("malformed header")
-        key = _environ_key(match[1])
+    for name, value_ in headers:
+        key = _environ_key(name)
         if key is None:
             continue
-        value = match[2].strip(b" \t").decode("latin-1")
+        value = value_.strip(b" \t").decode("latin-1")
         if key not in environ:
             environ[key] = value
         elif key in _SINGLE:
-            raise BadRequest(f"two {match[1].decode()} headers")
+            raise BadRequest(f"two {name.decode()} headers")
         else:
             environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
     return environ
