@@ -39,6 +39,9 @@ class State(Enum):
     CLOSED = auto()
 
 
+_OPEN = State.OPEN
+
+
 class Keeper(Protocol):
     """The engine, as its sessions see it."""
 
@@ -102,8 +105,11 @@ class Session:
 
     def receive_text(self, text: str) -> None:
         """Take the text packet of a WebSocket message."""
-        if text[:1] == "4":  # most are messages
-            self._receive_message(text[1:])
+        if text[:1] == "4" and self.state is _OPEN:  # most are messages
+            try:
+                self._engine.on_message(self, text[1:])
+            except ProtocolError as error:
+                self.fail(error)
             return
         try:
             packet = engineio.decode_packet(text)

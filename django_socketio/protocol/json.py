@@ -34,9 +34,12 @@ def dumps_binary(value: Any, default: Default = refuse) -> tuple[bytes, list[byt
     Return the JSON, with `{"_placeholder": true, "num": n}` in the place of attachment `n`, and
     the attachments in that order (Socket.IO protocol v5, "Packet encoding").
     """
+    try:
+        return orjson.dumps(value, None, _OPTIONS), []
+    except TypeError:
+        pass  # there is more in it than plain JSON, which most messages are
     attachments: list[bytes] = []
 
-    # orjson calls the hook for bytes, so looking for them costs a message without any nothing.
     def extract(item: Any) -> Any:
         if isinstance(item, bytes | bytearray | memoryview):
             attachments.append(bytes(item))

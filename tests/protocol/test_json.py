@@ -147,12 +147,16 @@ def test_an_error_does_not_quote_the_peer() -> None:
 
 @given(st.text(st.characters()) | st.binary() | packets.nearly)
 @example("[1e400]")
+@example('["\\uD800"]')
 def test_anything_is_json_or_an_error(text: str | bytes) -> None:
+    """And what has been taken from one client can be sent to the next."""
     try:
         value = json.loads(text)
     except ProtocolError:
         return
-    assert json.loads(json.dumps(value)) == value
+    encoded, attachments = json.dumps_binary(value)
+    assert json.loads(encoded.decode()) == value
+    assert not attachments
 
 
 # Encoding
