@@ -59,7 +59,7 @@ class Session:
     """
     `data` belongs to the application, which sets it in `on_open`.
 
-    All methods run on the hub, and none waits.
+    All methods run in the thread of the loop, and none waits.
     """
 
     __slots__ = (
