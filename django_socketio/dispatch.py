@@ -1,9 +1,10 @@
 """
 From packets to handlers.
 
-The engine's callbacks run in the thread of the loop, must not wait, and only sort: what needs a handler goes to the inbox of its
-connection, and a runner takes it from there, one at a time and in order. Answers to `call()` do
-not queue, since the handler that waits for them is what the queue waits for.
+The engine's callbacks run in the thread of the loop, must not wait, and only sort: what needs a
+handler goes to the inbox of its connection, and a runner takes it from there, one at a time and in
+order. Answers to `call()` do not queue, since the handler that waits for them is what the queue
+waits for.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """
 The WebSocket transport: a socket, a read watcher and the Sans-I/O core of `websockets`.
 
-Everything here runs in the thread of the loop, most of it in the loop's callbacks: nothing waits and
-nothing raises.
+Everything here runs in the thread of the loop, most of it in the loop's callbacks: nothing waits
+and nothing raises.
 """
 
 import logging
