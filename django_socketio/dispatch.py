@@ -126,7 +126,7 @@ class Connection:
     def _connect_received(self, namespace: str, auth: dict[str, Any]) -> None:
         if self.sockets.get(namespace) is not None:
             raise ProtocolError(f"{namespace!r} is connected already")
-        if not events.registry.has_namespace(namespace):
+        if not self._dispatcher.registry.has_namespace(namespace):
             self._dispatcher.refuse_namespace(self, namespace)
             return
         socket = Socket(new_sid(), namespace, auth, self, self._dispatcher.hub)
@@ -212,7 +212,7 @@ class Dispatcher:
             allow=allow,
         )
         self.connections: set[Connection] = set()
-        self._registry = registry
+        self.registry = registry
         self._log = log
         self._unconnected = self.engine.deadlines.lane(connect_timeout, self._connect_missed)
         self._empty = Event()
@@ -268,7 +268,7 @@ class Dispatcher:
 
     def _decide(self, connection: Connection, socket: Socket) -> ConnectionRefused | None:
         """Ask the `on_connect` handlers; return the first refusal."""
-        for handler in self._registry.get("on_connect", socket.namespace):
+        for handler in self.registry.get("on_connect", socket.namespace):
             try:
                 if self._run(handler, connection, socket) is False:
                     return ConnectionRefused()
@@ -300,12 +300,12 @@ class Dispatcher:
             self._membership(connection, socket, data, id_)
             return
         args = data[1:]
-        handlers = self._registry.get(f"event:{name}", socket.namespace)
+        handlers = self.registry.get(f"event:{name}", socket.namespace)
         if self._log is not None:
             self._log(connection.request, name, value(args))
         result = self._call(handlers, connection, socket, args)
         if name == MESSAGE:
-            listeners = self._registry.get("on_message", socket.namespace)
+            listeners = self.registry.get("on_message", socket.namespace)
             result = self._call(listeners, connection, socket, (value(args),), result)
         if id_ is not None and result is not _NOTHING and result is not _FAILED:
             self._acknowledge(connection, socket, id_, result)
@@ -347,7 +347,7 @@ class Dispatcher:
     def _subscribe(self, connection: Connection, socket: Socket, channel: str) -> None:
         if channel in socket.channels:
             return
-        for handler in self._registry.get("on_subscribe", socket.namespace):
+        for handler in self.registry.get("on_subscribe", socket.namespace):
             if not handler.hears((channel,)):
                 continue
             try:
@@ -371,10 +371,10 @@ class Dispatcher:
         if not socket.greeted:
             return
         namespace = socket.namespace
-        self._call(self._registry.get("on_disconnect", namespace), connection, socket, ())
+        self._call(self.registry.get("on_disconnect", namespace), connection, socket, ())
         for channel in socket.channels:
             self._call_for_channel("on_unsubscribe", connection, socket, channel)
-        self._call(self._registry.get("on_finish", namespace), connection, socket, ())
+        self._call(self.registry.get("on_finish", namespace), connection, socket, ())
 
     def finished(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -422,7 +422,7 @@ class Dispatcher:
     def _call_for_channel(
         self, event: str, connection: Connection, socket: Socket, channel: str
     ) -> None:
-        handlers = self._registry.get(event, socket.namespace)
+        handlers = self.registry.get(event, socket.namespace)
         heard = [
             handler._replace(pattern=None) for handler in handlers if handler.hears((channel,))
         ]
@@ -433,7 +433,7 @@ class Dispatcher:
     ) -> None:
         name = getattr(handler and handler.function, "__qualname__", "the ack of a handler")
         logger.error("%s failed for %s", name, socket.sid, exc_info=error)
-        for listener in self._registry.get("on_error", socket.namespace):
+        for listener in self.registry.get("on_error", socket.namespace):
             if not listener.hears(socket.channels):
                 continue
             try:

@@ -11,7 +11,6 @@ from contextvars import Context
 from errno import EPIPE
 from http import HTTPStatus
 from io import BufferedReader, BytesIO, RawIOBase
-from socket import IPPROTO_TCP, TCP_NODELAY
 from time import monotonic, time
 from typing import Any
 
@@ -24,7 +23,7 @@ from greenlet import getcurrent, greenlet
 
 from . import head
 from .head import END, MAX_HEAD, BadRequest, Head
-from .http import FRONT, HANDLED, Handover, Headers
+from .http import FRONT, HANDLED, Handover, Headers, send_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +46,6 @@ _PART = 65536
 
 def _too_large() -> BadRequest:
     return BadRequest("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-
-
-def _send_at_once(sock: Any) -> None:
-    """
-    Have no write wait for the client's delayed ACK of the one before.
-
-    Head and body of an answer leave in two; the second of each poll waited for 40 ms.
-    """
-    try:
-        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    except OSError:
-        pass  # a Unix socket, or the client is gone already
 
 
 # Both classes are built to be extended, but not described for it by gevent's type stubs.
@@ -95,7 +82,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         if self._raw is not None:
             raw, self._raw = self._raw, None
             self._waiting = GeventSocket(raw.family, raw.type, raw.proto, raw.detach())
-            _send_at_once(self._waiting)
+            send_at_once(self._waiting)
         return self._waiting
 
     @socket.setter
@@ -105,7 +92,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         else:
             self._raw, self._waiting = None, sock
             if sock is not None:
-                _send_at_once(sock)
+                send_at_once(sock)
 
     def handle(self) -> None:
         """Serve the requests of the connection, and close it unless it has been given away."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from socket import IPPROTO_TCP, MSG_DONTWAIT, MSG_PEEK, TCP_NODELAY
+from socket import MSG_DONTWAIT, MSG_PEEK
 from time import monotonic
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..protocol.exceptions import ProtocolError
 from . import websocket
 from .deadlines import Deadlines
 from .frames import Frame
-from .http import HANDLED, Handover, Headers, Refused, Request, Response
+from .http import HANDLED, Handover, Headers, Refused, Request, Response, send_at_once
 from .outbox import Outbox
 from .polling import PollingTransport
 from .session import Probe, Session, State, new_sid
@@ -207,10 +207,7 @@ class Engine:
         return Response(HTTPStatus.SWITCHING_PROTOCOLS, headers=headers)
 
     def _websocket(self, sock: Any, owner: websocket.Owner) -> WebSocketTransport:
-        try:
-            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-        except OSError:
-            pass  # a Unix socket, or the client is gone already and the first read will tell
+        send_at_once(sock)
         return WebSocketTransport(
             sock,
             owner,

@@ -64,8 +64,8 @@ class Session:
 
     __slots__ = (
         "__weakref__",
-        "_awaits_pong",
         "_engine",
+        "awaits_pong",
         "data",
         "paused",
         "probe",
@@ -77,7 +77,7 @@ class Session:
 
     def __init__(self, sid: str, engine: Keeper) -> None:
         self._engine = engine
-        self._awaits_pong = False
+        self.awaits_pong = False
         self.sid = sid
         self.state = State.OPEN
         self.transport: WebSocketTransport | PollingTransport
@@ -94,18 +94,14 @@ class Session:
             self.transport.send(frame)
 
     def ping(self) -> None:
-        self._awaits_pong = True
+        self.awaits_pong = True
         self.transport.send(PING)
-
-    @property
-    def awaits_pong(self) -> bool:
-        return self._awaits_pong
 
     # Receiving
 
     def receive_text(self, text: str) -> None:
         """Take the text packet of a WebSocket message."""
-        if text[:1] == "4" and self.state is _OPEN:  # most are messages
+        if text[:1] == "4" and self.state is _OPEN:  # most are: as _receive_message(), uncalled
             try:
                 self._engine.on_message(self, text[1:])
             except ProtocolError as error:
@@ -127,8 +123,8 @@ class Session:
                 self._receive_message(packet.data)
             case engineio.PONG:
                 # One that nobody asked for means nothing and starts nothing.
-                if self._awaits_pong and self.state is State.OPEN:
-                    self._awaits_pong = False
+                if self.awaits_pong and self.state is State.OPEN:
+                    self.awaits_pong = False
                     self._engine.pong_received(self)
             case engineio.CLOSE:
                 self._close_with(self.transport.finish, "transport close")
