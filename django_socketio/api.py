@@ -5,13 +5,20 @@ Every function raises `NoSocket` if nobody is there to receive, and `BackendErro
 down. A message that is a tuple is several arguments to JavaScript.
 """
 
+from collections import Counter
 from typing import Any
 
 from . import envelope, hub as topics, runtime
 from .envelope import Envelope
 from .events import MESSAGE
-from .exceptions import NoSocket
+from .exceptions import BackendError, NoSocket
 from .sockets import arguments, check_channel, encode_event
+
+_TIMEOUT = 10.0
+"""Seconds that a client's process may take to subscribe it."""
+
+_AGAIN = 0.5
+"""Seconds after which it is asked again, lest it has died."""
 
 
 def send(session_id: str, message: Any, *, namespace: str = "/") -> None:
@@ -59,18 +66,99 @@ def disconnect(session_id: str, *, namespace: str = "/") -> None:
     _publish(topic, Envelope(envelope.DISCONNECT), f"with the session id {session_id!r}")
 
 
+def subscribe(session_id: str, channel: str, *, namespace: str = "/") -> None:
+    """
+    Subscribe one client to a channel, whichever process it is connected to.
+
+    Returns when the carrier has confirmed it. Calls no `on_subscribe`, as `Socket.subscribe()`.
+    """
+    _command("subscribe", session_id, channel, namespace)
+
+
+def unsubscribe(session_id: str, channel: str, *, namespace: str = "/") -> None:
+    """Unsubscribe one client from a channel."""
+    _command("unsubscribe", session_id, channel, namespace)
+
+
+def _command(name: str, session_id: str, channel: str, namespace: str) -> None:
+    topic, cluster = topics.session(namespace, session_id), runtime.get_cluster()
+    channel = check_channel(channel)
+    answer = None
+    if not _alone():
+        answer = cluster.ask_one(topic, name, topic, channel, timeout=_TIMEOUT, again=_AGAIN)
+    if answer is None or not answer.value:
+        raise _no_socket(f"with the session id {session_id!r}")
+
+
 def members(channel: str, *, namespace: str = "/") -> set[str]:
-    """Return the session ids of the clients in a channel."""
-    return runtime.get_hub().members(topics.channel(namespace, check_channel(channel)))
+    """Return the session ids of the clients in a channel, of all processes."""
+    topic = topics.channel(namespace, check_channel(channel))
+    return set().union(*_ask_all("members", topic))
+
+
+def count(channel: str | None = None, *, namespace: str = "/") -> int:
+    """Return how many clients are in a channel, or in all of the namespace."""
+    if channel is None:
+        topic = topics.everybody(namespace)
+    else:
+        topic = topics.channel(namespace, check_channel(channel))
+    return sum(_ask_all("count", topic))
+
+
+def channels(*, namespace: str = "/") -> dict[str, int]:
+    """Return the channels that anybody is in, and how many clients are."""
+    total: Counter[str] = Counter()
+    for found in _ask_all("channels", namespace):
+        total.update(found)
+    return dict(total)
+
+
+def health() -> dict[str, Any]:
+    """
+    Return whether this process can do its part: `{"ok": bool, "reason": str, "node": str}`.
+
+    One that serves sockets is in health while it hears its own heartbeats through the carrier; any
+    other, if the carrier takes what it publishes.
+    """
+    reason = _illness()
+    return {"ok": not reason, "reason": reason, "node": runtime.get_cluster().node}
+
+
+def _illness() -> str:
+    hub, cluster, dispatcher = runtime.get_hub(), runtime.get_cluster(), runtime.get_dispatcher()
+    if _alone():
+        return "no sockets here, and SOCKETIO_BACKEND carries messages inside one process only"
+    if dispatcher is None:
+        try:
+            hub.publish(cluster.topic, Envelope(envelope.DISCONNECT))  # to nobody
+        except BackendError:
+            return "the backend cannot be reached"
+        return ""
+    if not dispatcher.engine.accepting:
+        return "stopping"
+    return "the backend cannot be heard" if cluster.deaf else ""
+
+
+def _ask_all(name: str, *args: Any) -> list[Any]:
+    return [] if _alone() else runtime.get_cluster().ask_all(name, *args)
+
+
+def _alone() -> bool:
+    """Tell whether there can be no sockets here, nor anywhere that this process reaches."""
+    hub = runtime.get_hub()
+    return not hub.serves and not hub.backend.crosses_processes
 
 
 def _publish(topic: str, letter: Envelope, whom: str) -> None:
-    hub = runtime.get_hub()
-    if hub.publish([topic], letter) == 0:
-        sentence = f"There is no socket {whom}."
-        if not hub.serves and not hub.backend.crosses_processes:
-            sentence += (
-                " This process serves none, and SOCKETIO_BACKEND carries messages inside one"
-                " process only: set it to a backend that crosses processes."
-            )
-        raise NoSocket(sentence)
+    if runtime.get_hub().publish(topic, letter) == 0:
+        raise _no_socket(whom)
+
+
+def _no_socket(whom: str) -> NoSocket:
+    sentence = f"There is no socket {whom}."
+    if _alone():
+        sentence += (
+            " This process serves none, and SOCKETIO_BACKEND carries messages inside one"
+            " process only: set it to a backend that crosses processes."
+        )
+    return NoSocket(sentence)

@@ -1,9 +1,11 @@
 """The settings: names, defaults, what each may be. Read when the server starts, never at import."""
 
+import os
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from django.conf import settings as django_settings
@@ -66,6 +68,15 @@ def _a_log_format(value: Any) -> str:
     return ""
 
 
+def _a_directory(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str | Path) or not Path(value).is_absolute():
+        return "must be the absolute path of a directory"
+    # A Unix socket's address has 107 bytes, and ours are in there.
+    return "" if len(os.fsencode(value)) <= 80 else "must be a path of at most 80 bytes"
+
+
 class AnyField(dict[str, Any]):
     """Every field there could be, to try a format with."""
 
@@ -100,6 +111,7 @@ SETTINGS = {
     "MAX_PAYLOAD": Setting(1_000_000, _size),
     "MAX_BUFFER": Setting(1_048_576, _size),
     "ALLOWED_ORIGINS": Setting(None, _origins),
+    "RUNTIME_DIR": Setting(None, _a_directory),
 }
 
 

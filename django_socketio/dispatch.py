@@ -261,9 +261,11 @@ class Dispatcher:
             try:
                 socket.accept()
                 return
-            except BackendError:
-                logger.exception("%s could not be let in: the backend is down", socket)
-                socket.greeted = False
+            except BackendError as error:
+                # Not refused, which a client takes for final: it connects again by itself.
+                logger.error("%s could not be let in, the backend is down: %s", socket, error)
+                connection.session.close("backend down")
+                return
         self._refuse(socket, refusal or ConnectionRefused())
 
     def _decide(self, connection: Connection, socket: Socket) -> ConnectionRefused | None:
@@ -321,7 +323,7 @@ class Dispatcher:
     ) -> None:
         if socket.ended:
             return  # it is in no channel any more, and farewell() says so
-        subscribe = data[0] == SUBSCRIBE
+        subscribe, retry = data[0] == SUBSCRIBE, {}
         try:
             channel = check_channel(data[1] if len(data) == 2 else None)
             if self._log is not None:
@@ -335,13 +337,13 @@ class Dispatcher:
         except PermissionDenied as error:
             reason = str(error) or "Permission denied"
             logger.info("Refused %s the channel %r: %s", socket.sid, channel, reason)
-        except BackendError:
-            logger.exception("%s could not subscribe: the backend is down", socket.sid)
-            reason = "The server cannot reach its backend"
+        except BackendError as error:
+            logger.error("%s could not subscribe, the backend is down: %s", socket.sid, error)
+            reason, retry = "The server cannot reach its backend", {"retry": True}
         else:
             reason = ""
         if id_ is not None:
-            answer = {"ok": False, "error": reason} if reason else {"ok": True}
+            answer = {"ok": False, "error": reason, **retry} if reason else {"ok": True}
             socket.acknowledge(id_, (answer,))
 
     def _subscribe(self, connection: Connection, socket: Socket, channel: str) -> None:

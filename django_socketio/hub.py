@@ -2,12 +2,13 @@
 The members of every address in this process, and the way to those in others.
 
 There are three kinds of address, each a topic of the backend: everybody in a namespace, a channel,
-a session. The backend subscribes to a topic while it has a member here.
+a session. A fourth, whoever is in any channel, carries what is for several channels at once. The
+backend subscribes to a topic while it has a member here.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from gevent import get_hub
@@ -29,6 +30,10 @@ def channel(namespace: str, name: str) -> str:
     return f"c{namespace},{name}"  # a namespace has no comma, so no two names meet
 
 
+def subscribers(namespace: str) -> str:
+    return f"m{namespace}"
+
+
 def session(namespace: str, sid: str) -> str:
     return f"s{namespace},{sid}"
 
@@ -41,21 +46,26 @@ class Member(Protocol):
 
     def deliver(self, frame: Frame) -> None: ...
     def disconnect(self) -> None: ...
+    def subscribe(self, channel: str) -> bool: ...
+    def unsubscribe(self, channel: str) -> bool: ...
 
 
 class Hub:
     """
     Route between the local members and the backend, on the hub of the thread that starts it.
 
-    `publish()` may be called from anywhere; all else belongs to that one thread.
+    `publish()` may be called from anywhere; all else belongs to that one thread. What is neither
+    for clients nor for sockets goes to `correspond(topic, letter)`, which must not wait.
     """
 
     def __init__(self, backend: BaseBackend) -> None:
         self.backend = backend
         self.counters: Counter[str] = Counter()
+        self.correspond: Callable[[str, Envelope], None] = lambda topic, letter: None
         self._members: dict[str, dict[str, Member]] = {}
+        self._joining: Counter[str] = Counter()
+        self._kept: list[str] = []
         self._home: object = None
-        self._last_frame: tuple[tuple[bytes, ...], Frame] = ((), Frame(None))
 
     def start(self) -> None:
         self._home = get_hub()
@@ -63,6 +73,7 @@ class Hub:
 
     def stop(self) -> None:
         self._members.clear()
+        self._kept.clear()
         self.backend.stop()
 
     @property
@@ -72,16 +83,39 @@ class Hub:
 
     # Membership
 
-    def join(self, topic: str, member: Member) -> bool:
-        """Add `member`; return False if it was one. Returns when the carrier has confirmed it."""
-        members = self._members.get(topic)
-        if members is None:
-            self.backend.subscribe([topic])
+    def join(self, topics: Sequence[str], member: Member) -> bool:
+        """
+        Add `member`; return False if it was in all of them. Returns when the carrier has confirmed.
+
+        Raise `BackendError`, and add it to none, if the carrier does not.
+        """
+        missing = [topic for topic in topics if topic not in self._members]
+        if missing:
+            self._subscribe(missing, topics)
+        joined = False
+        for topic in topics:
             members = self._members.setdefault(topic, {})
-        if member.sid in members:
-            return False
-        members[member.sid] = member
-        return True
+            if member.sid not in members:
+                members[member.sid] = member
+                joined = True
+        return joined
+
+    def _subscribe(self, missing: Sequence[str], topics: Sequence[str]) -> None:
+        """Subscribe; whoever leaves `topics` last meanwhile does not take them with him."""
+        self._joining.update(topics)
+        confirmed = False
+        try:
+            self.backend.subscribe(missing)
+            confirmed = True
+        finally:
+            given_up = []
+            for topic in topics:
+                self._joining[topic] -= 1
+                if not self._joining[topic]:
+                    del self._joining[topic]
+                    if not confirmed and topic not in self._members:
+                        given_up.append(topic)
+            self._unsubscribe(given_up)
 
     def leave(self, topics: Iterable[str], member: Member) -> None:
         """Remove `member` from `topics`; it need not be in all of them."""
@@ -93,40 +127,58 @@ class Hub:
             del members[member.sid]
             if not members:
                 del self._members[topic]
-                empty.append(topic)
-        if empty:
-            try:
-                self.backend.unsubscribe(empty)
-            except BackendError as error:
-                # What still comes for these topics finds nobody here.
-                self.counters["failed: unsubscribe"] += 1
-                logger.warning("Could not unsubscribe from %d topics: %s", len(empty), error)
+                if topic not in self._joining:
+                    empty.append(topic)
+        self._unsubscribe(empty)
+
+    def _unsubscribe(self, topics: Sequence[str]) -> None:
+        if not topics:
+            return
+        try:
+            self.backend.unsubscribe(topics)
+        except BackendError as error:
+            # What still comes for these topics finds nobody here.
+            self.counters["failed: unsubscribe"] += 1
+            logger.warning("Could not unsubscribe from %d topics: %s", len(topics), error)
+
+    def keep(self, topics: Sequence[str]) -> None:
+        """Subscribe this process itself to `topics`, for good."""
+        self.backend.subscribe(topics)
+        self._kept += topics
+
+    def restart_backend(self) -> None:
+        """Start the backend anew with all topics; raise `BackendError` if that does not work."""
+        self.backend.stop()
+        self.backend.start(self.deliver)
+        self.backend.subscribe([*self._kept, *self._members, *self._joining])
 
     def is_member(self, topic: str, member: Member) -> bool:
         return member.sid in self._members.get(topic, ())
 
-    def members(self, topic: str) -> set[str]:
-        return set(self._members.get(topic, ()))
+    def members(self, topic: str) -> dict[str, Member]:
+        """Return the members by their session ids."""
+        return dict(self._members.get(topic, ()))
+
+    def count(self, topic: str) -> int:
+        return len(self._members.get(topic, ()))
+
+    def channels(self, namespace: str) -> dict[str, int]:
+        """Return the channels that have members here, and how many."""
+        start = channel(namespace, "")
+        found = self._members.items()
+        return {name[len(start) :]: len(who) for name, who in found if name.startswith(start)}
 
     # Messages
 
-    def publish(self, topics: Sequence[str], letter: Envelope) -> int:
-        """
-        Publish to all topics, one copy to whoever is in several; return the number of processes.
-
-        Raise `BackendError` if the carrier is down.
-        """
-        receivers = 0
-        for index, topic in enumerate(topics):
-            addressed = letter._replace(skip=tuple(topics[:index])) if index else letter
-            receivers += self.backend.publish(topic, envelope.encode(addressed))
-        return receivers
+    def publish(self, topic: str, letter: Envelope) -> int:
+        """Publish as the backend does, and return what it does."""
+        return self.backend.publish(topic, envelope.encode(letter))
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Hand a payload of the backend to the members of its topic, in the thread that is home."""
-        if get_hub_if_exists() is self._home:
+        if self._home is None or get_hub_if_exists() is self._home:
             self._deliver(topic, payload)
-        elif self._home is not None:
+        else:
             self._home.loop.run_callback_threadsafe(self._deliver, topic, payload)  # type: ignore[attr-defined]
 
     def _deliver(self, topic: str, payload: bytes) -> None:
@@ -136,26 +188,25 @@ class Hub:
             self.counters["dropped: invalid envelope"] += 1
             logger.warning("Dropped a payload on topic %r: %s", topic, error)
             return
-        members = self._members.get(topic)
-        if not members:
-            return
-        # A copy: whoever is too slow to take it leaves meanwhile.
-        recipients = [member for sid, member in members.items() if sid != letter.exclude]
-        if letter.skip:
-            had = set().union(*(self._members.get(skipped, ()) for skipped in letter.skip))
-            recipients = [member for member in recipients if member.sid not in had]
-        if letter.kind == envelope.DISCONNECT:
-            for member in recipients:
+        if letter.kind == envelope.EVENT:
+            # A copy: whoever is too slow to take it leaves meanwhile.
+            recipients = self._recipients(topic, letter)
+            if recipients:
+                frame = Frame.message(*letter.packets)
+                for member in recipients:
+                    member.deliver(frame)
+        elif letter.kind == envelope.DISCONNECT:
+            for member in self._recipients(topic, letter):
                 member.disconnect()
-            return
-        frame = self._frame(letter)
-        for member in recipients:
-            member.deliver(frame)
+        else:
+            self.correspond(topic, letter)
 
-    def _frame(self, letter: Envelope) -> Frame:
-        """Return the frame of an envelope: one for all envelopes that a single call has made."""
-        packets, frame = self._last_frame
-        if not letter.skip or packets != letter.packets:
-            frame = Frame.message(*letter.packets)
-            self._last_frame = letter.packets, frame
-        return frame
+    def _recipients(self, topic: str, letter: Envelope) -> list[Member]:
+        """Return whom it is for, each once."""
+        if letter.among:
+            members: dict[str, Member] = {}
+            for name in letter.among:
+                members.update(self._members.get(name, ()))
+        else:
+            members = self._members.get(topic) or {}
+        return [member for sid, member in members.items() if sid != letter.exclude]

@@ -7,8 +7,10 @@ its own.
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -22,8 +24,10 @@ from gevent.monkey import is_module_patched
 
 from . import conf, origins
 from .backends import BaseBackend, InvalidBackend
+from .cluster import Cluster
 from .dispatch import Dispatcher
-from .engine import FRONT, Config, Engine, send_response
+from .engine import FRONT, Config, Engine, Response, send_response
+from .handoff import Adopt, Handoff
 from .hub import Hub
 from .messagelog import MessageLog
 from .runners import Runners, note_database
@@ -32,19 +36,28 @@ WSGIApplication = Callable[..., Iterable[bytes]]
 
 BACKENDS = {
     "memory": "django_socketio.backends.memory.MemoryBackend",
+    "redis": "django_socketio.backends.redis.RedisBackend",
+    "rediss": "django_socketio.backends.redis.RedisBackend",
+    "unix": "django_socketio.backends.redis.RedisBackend",
+    "amqp": "django_socketio.backends.amqp.AMQPBackend",
+    "amqps": "django_socketio.backends.amqp.AMQPBackend",
 }
 _MAX_RUNNERS = 1000
-_SID = re.compile("(?:^|&)sid=")
+_SID = re.compile("(?:^|&)sid=([^&]*)")
 
 
 @dataclass(slots=True)
 class _Process:
     pid: int
     hub: Hub
+    cluster: Cluster
     dispatcher: Dispatcher | None = None
+    handoff: Handoff | None = None
 
 
 _process: _Process | None = None
+_parents: list[_Process] = []
+"""What this process inherited at a fork, kept so that nothing closes it: it is the parent's."""
 _lock = Lock()
 
 
@@ -78,6 +91,11 @@ def get_hub() -> Hub:
     return _get_process().hub
 
 
+def get_cluster() -> Cluster:
+    """Return this process's place among the others, as `get_hub()`."""
+    return _get_process().cluster
+
+
 def _get_process() -> _Process:
     global _process
     process = _process
@@ -85,8 +103,10 @@ def _get_process() -> _Process:
         with _lock:
             process = _process
             if process is None or process.pid != os.getpid():
+                if process is not None:
+                    _parents.append(process)
                 hub = Hub(make_backend(conf.get("BACKEND")))
-                process = _process = _Process(os.getpid(), hub)
+                process = _process = _Process(os.getpid(), hub, Cluster(hub))
     return process
 
 
@@ -108,6 +128,7 @@ def start() -> Dispatcher:
         raise ImproperlyConfigured(problems[0][1])
     process = _get_process()
     process.hub.start()
+    process.cluster.start()
     log_format = conf.get("MESSAGE_LOG_FORMAT")
     connection_created.connect(_connection_created, dispatch_uid="django_socketio")
     process.dispatcher = Dispatcher(
@@ -117,6 +138,7 @@ def start() -> Dispatcher:
             ping_timeout=conf.get("PING_TIMEOUT"),
             max_payload=int(conf.get("MAX_PAYLOAD")),
             max_buffer=int(conf.get("MAX_BUFFER")),
+            node=process.cluster.node,
         ),
         connect_timeout=conf.get("CONNECT_TIMEOUT"),
         allow=origins.allow,
@@ -128,7 +150,25 @@ def start() -> Dispatcher:
             end=connections.close_all,
         ),
     )
+    process.handoff = Handoff(process.dispatcher.engine, process.cluster, runtime_directory())
     return process.dispatcher
+
+
+def runtime_directory() -> Path:
+    """Return the directory in which the workers of this host, if they are ours, find each other."""
+    directory = conf.get("RUNTIME_DIR")
+    if directory is not None:
+        return Path(directory)
+    if "XDG_RUNTIME_DIR" in os.environ:
+        return Path(os.environ["XDG_RUNTIME_DIR"]) / "django-socketio"
+    return Path(tempfile.gettempdir()) / f"django-socketio-{os.geteuid()}"
+
+
+def accept_from_others(adopt: Adopt) -> None:
+    """Have other workers of this host hand over the connections of sessions that live here."""
+    process = _get_process()
+    if process.handoff is not None and process.hub.backend.crosses_processes:
+        process.handoff.open(adopt)
 
 
 def stop(timeout: float = 10.0) -> None:
@@ -145,6 +185,9 @@ def stop(timeout: float = 10.0) -> None:
         dispatcher.engine.stop()
         dispatcher.runners.stop()
         process.dispatcher = None
+    if process.handoff is not None:
+        process.handoff.close()
+    process.cluster.stop()
     process.hub.stop()
     _process = None
 
@@ -180,25 +223,34 @@ class Application:
     def __init__(self, django: WSGIApplication, dispatcher: Dispatcher) -> None:
         self._django = django
         self._engine = dispatcher.engine
+        handoff = _get_process().handoff
+        assert handoff is not None
+        self._handoff = handoff
         # As PATH_INFO has it: not quoted, and behind the prefix that a proxy has taken off.
         path = "/" + socketio_path().removeprefix(get_script_prefix())
         self._path = unquote_to_bytes(path).decode("latin-1")
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ.get("PATH_INFO") == self._path and not self._opens(environ):
-            # It may wait for long: no database connection waits with it.
-            connections.close_all()
-            return send_response(self._engine.handle(environ), start_response)
+        if environ.get("PATH_INFO") == self._path:
+            sid = _SID.search(environ["QUERY_STRING"])
+            # Whatever may open a session must have passed Django.
+            if sid is not None or environ["REQUEST_METHOD"] != "GET":
+                # It may wait for long: no database connection waits with it.
+                connections.close_all()
+                response = self._respond(environ, sid[1] if sid else "")
+                return [] if response is None else send_response(response, start_response)
         if "HTTP_TRANSFER_ENCODING" in environ:
             # Django reads by Content-Length, and would take the body for empty.
             start_response("411 Length Required", [("Content-Length", "0")])
             return []
         return self._django(environ, start_response)
 
-    @staticmethod
-    def _opens(environ: dict[str, Any]) -> bool:
-        """Tell whether the request may open a session: whatever does must have passed Django."""
-        return environ["REQUEST_METHOD"] == "GET" and not _SID.search(environ["QUERY_STRING"])
+    def _respond(self, environ: dict[str, Any], sid: str) -> Response | None:
+        """Answer for whichever worker has the session; None if the connection has gone there."""
+        owner = self._handoff.owner(sid)
+        if owner is None:
+            return self._engine.handle(environ)
+        return self._handoff.handle(environ, owner)
 
 
 def get_engine(environ: dict[str, Any]) -> Engine | None:

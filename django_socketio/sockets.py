@@ -249,8 +249,12 @@ class Socket:
         # As a member it gets its copy from the carrier, in the order that all others see.
         member = include and any(self._hub.is_member(topic, self) for topic in targets)
         exclude = "" if member else self.sid
-        if targets:
-            self._hub.publish(targets, Envelope(packets=packets, exclude=exclude))
+        if len(targets) == 1:
+            self._hub.publish(targets[0], Envelope(packets=packets, exclude=exclude))
+        elif targets:
+            # One publish, so never half of it: the processes sort out who is meant.
+            letter = Envelope(packets=packets, exclude=exclude, among=tuple(targets))
+            self._hub.publish(topics.subscribers(self.namespace), letter)
         if include and not member:
             self.deliver(Frame.message(*packets))
 
@@ -266,9 +270,10 @@ class Socket:
         topic = topics.channel(self.namespace, check_channel(channel))
         if self._state is State.ENDED or channel in self._channels:
             return False
-        self._hub.join(topic, self)
+        wanted = [topic, topics.subscribers(self.namespace)]
+        self._hub.join(wanted, self)
         if self.ended:  # meanwhile
-            self._hub.leave([topic], self)
+            self._hub.leave(wanted, self)
             return False
         self._channels[channel] = topic
         return True
@@ -280,7 +285,8 @@ class Socket:
         topic = self._channels.pop(channel, None)
         if topic is None:
             return False
-        self._hub.leave([topic], self)
+        left = [topic] if self._channels else [topic, topics.subscribers(self.namespace)]
+        self._hub.leave(left, self)
         return True
 
     # For dispatch
@@ -291,8 +297,7 @@ class Socket:
 
     def accept(self) -> None:
         """Let the client in: tell it, and whatever was sent to it meanwhile."""
-        for topic in self._own_topics():
-            self._hub.join(topic, self)
+        self._hub.join(self._own_topics(), self)
         if self.ended:  # meanwhile
             self._hub.leave(self._own_topics(), self)
             return
@@ -328,7 +333,10 @@ class Socket:
         for result in (self._acks or {}).values():
             result.set_exception(NoSocket(f"The socket {self.sid} has disconnected."))
         try:
-            self._hub.leave([*self._own_topics(), *self._channels.values()], self)
+            left = [*self._own_topics(), *self._channels.values()]
+            if self._channels:
+                left.append(topics.subscribers(self.namespace))
+            self._hub.leave(left, self)
         finally:
             self._owner.socket_ended(self)
 

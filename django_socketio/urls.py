@@ -2,4 +2,7 @@ from django.urls import path
 
 from . import views
 
-urlpatterns = [path("socket.io/", views.socketio, name="socketio")]
+urlpatterns = [
+    path("socket.io/", views.socketio, name="socketio"),
+    path("socket.io/health", views.health, name="socketio-health"),
+]

@@ -1,10 +1,12 @@
 from io import BytesIO
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
 
-from . import runtime
+from . import api, runtime
 
 _NO_SERVER = (
     "Socket.IO is not served here: this process runs Django alone. Start `manage.py"
@@ -36,6 +38,14 @@ def socketio(request: HttpRequest) -> HttpResponse:
     for name, value in answer.headers:
         response[name] = value
     return response
+
+
+@require_safe
+@never_cache
+def health(request: HttpRequest) -> HttpResponse:
+    """Answer 200, or 503 while this worker is deaf or stopping, for load balancers to ask."""
+    state = api.health()
+    return JsonResponse(state, status=200 if state["ok"] else 503)
 
 
 def _let_go(request: Any) -> None:

@@ -1,5 +1,6 @@
 """The settings: what each may be, and what is said of those that may not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ DEFAULTS = {
     "MAX_PAYLOAD": 1_000_000,
     "MAX_BUFFER": 2**20,
     "ALLOWED_ORIGINS": None,
+    "RUNTIME_DIR": None,
 }
 SECONDS = ("PING_INTERVAL", "PING_TIMEOUT", "CONNECT_TIMEOUT")
 SIZES = ("MAX_PAYLOAD", "MAX_BUFFER")
@@ -36,6 +38,7 @@ VALID: dict[str, list[Any]] = {
         ["*"],
         ("https://example.com", "http://[::1]:8000", "https://*.example.com:8443"),
     ],
+    "RUNTIME_DIR": [None, "/run/chat", Path("/run/chat")],
 }
 INVALID: dict[str, list[Any]] = {
     "HOST": ["", None, 5],
@@ -62,6 +65,7 @@ INVALID: dict[str, list[Any]] = {
         [None],
         {"https://example.com": 1},
     ],
+    "RUNTIME_DIR": ["", "run", 5, Path("run"), "/" + 80 * "x"],
 }
 
 

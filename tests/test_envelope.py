@@ -11,9 +11,9 @@ from django_socketio.envelope import DISCONNECT, EVENT, Envelope, InvalidEnvelop
 sids = st.text(max_size=60)
 topics = st.text(max_size=300)
 packets = st.lists(st.binary(max_size=300), min_size=1, max_size=4).map(tuple)
-skips = st.lists(topics, max_size=4).map(tuple)
-events = st.builds(Envelope, st.just(EVENT), packets, sids, skips)
-disconnects = st.builds(Envelope, st.just(DISCONNECT), st.just(()), sids, skips)
+amongs = st.lists(topics, max_size=4).map(tuple)
+events = st.builds(Envelope, st.just(EVENT), packets, sids, amongs)
+disconnects = st.builds(Envelope, st.just(DISCONNECT), st.just(()), sids, amongs)
 envelopes = events | disconnects
 
 LETTER = Envelope(EVENT, (b'2["x"]', b"\x00\x01"), "sid", ("a/", "c/,é"))
@@ -74,7 +74,7 @@ def test_another_version(version: int) -> None:
         envelope.decode(payload)
 
 
-@pytest.mark.parametrize("kind", [0, 3, 255])
+@pytest.mark.parametrize("kind", [0, 6, 255])
 def test_an_unknown_kind(kind: int) -> None:
     payload = bytearray(envelope.encode(LETTER))
     payload[1] = kind
@@ -95,7 +95,7 @@ def test_something_behind_its_end() -> None:
 
 
 def test_an_event_without_a_packet() -> None:
-    with pytest.raises(InvalidEnvelope, match="without a packet"):
+    with pytest.raises(InvalidEnvelope, match="nothing in it"):
         envelope.decode(b"\x01\x01\x00\x00\x00\x00\x00")
 
 
@@ -103,7 +103,7 @@ def test_an_event_without_a_packet() -> None:
     "payload",
     [
         b"\x01\x02\x01\xff\x00\x00",  # exclude
-        b"\x01\x02\x00\x00\x01\x00\x01\xff",  # skip
+        b"\x01\x02\x00\x00\x01\x00\x01\xff",  # among
         b"\x01\x02\x00\x00\x01\x00\x03\xed\xa0\x80",  # half a character
     ],
 )

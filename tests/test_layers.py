@@ -13,8 +13,8 @@ import django_socketio
 FLOORS = (
     {"protocol"},
     {"engine", "backends"},
-    {"envelope", "hub"},
-    {"exceptions", "events", "sockets", "runners", "dispatch"},
+    {"envelope", "hub", "cluster"},
+    {"exceptions", "events", "sockets", "runners", "dispatch", "handoff"},
     {"conf", "messagelog", "origins", "runtime", "api"},
     # The empty name is the package's own __init__, which the floors below do without.
     {"", "apps", "checks", "urls", "views", "admin", "management", "templatetags", "testing"}

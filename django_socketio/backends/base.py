@@ -5,7 +5,10 @@ from typing import Any
 from .exceptions import InvalidBackend
 
 Deliver = Callable[[str, bytes], None]
-"""`deliver(topic, payload)`: hand what was published to this process. Returns at once."""
+"""`deliver(topic, payload)`: hand what was published to this process. Never waits or raises."""
+
+UNKNOWN = -1
+"""What `publish()` returns if the carrier does not tell whether anybody is there."""
 
 
 class BaseBackend(ABC):
@@ -15,25 +18,35 @@ class BaseBackend(ABC):
     An address (everybody, a channel, a session) is a topic: a process subscribes to one when its
     first local socket needs it and leaves it with the last. So what a backend knows of topics is
     the membership of the whole cluster, and a payload goes only where somebody waits for it.
+    A topic is a string of up to 600 characters, a payload bytes of any length.
 
     A backend promises:
 
-    - **Order.** What one process publishes to one topic arrives everywhere in that order.
-    - **At most once.** Nothing arrives twice; what a subscriber's outage swallows is lost.
+    - **Order.** What one thread or greenlet publishes, one call after the other, arrives everywhere
+      in that order. Calls that overlap are in any order.
+    - **At most once.** Nothing arrives twice, so a publish is never tried again blindly; what a
+      subscriber's outage swallows is lost.
     - **Confirmation.** When `subscribe()` returns, everything that is published from then on, by
-      whomever, is delivered.
+      whomever, is delivered. It stays so through outages: the backend reconnects by itself, without
+      end, and then subscribes to everything again.
     - **Its own echo.** The publisher's process is a subscriber like any other.
-    - **Errors.** `publish()` and `subscribe()` raise `BackendError` if the carrier is down, within
-      a bounded time, and then have sent nothing. `unsubscribe()` does not wait: it is called
-      where nothing may.
-    - **Any process.** `publish()` works without `start()`, from any thread, and after a fork.
+    - **Errors.** `publish()` and `subscribe()` raise `BackendError`, and nothing else, if the
+      carrier does not answer within `timeout` seconds, an option of all backends that have a
+      carrier to wait for. Whoever gets it may take it that nothing was sent; only an answer that
+      is lost on its way back can make that untrue.
+    - **Threads.** All methods may be called from any thread or greenlet, several at a time.
+    - **Any process.** `publish()` works without `start()`. It connects when it first has to, with
+      gevent's patched standard library or without: a backend that only uses `threading` and
+      `socket`, and no gevent, runs in both.
+    - **Forks.** An instance belongs to the process that made it. A child makes its own, and neither
+      uses nor closes what its parent has open.
 
     `OPTIONS` from the settings are the constructor's keyword arguments; unknown ones are refused
     by name. Client libraries are imported in the constructor, not with the module.
     """
 
     supports_receivers = True
-    """Whether `publish()` knows how many processes it reached; if not, it returns -1."""
+    """Whether `publish()` tells whether anybody is there."""
 
     crosses_processes = True
     """Whether other processes can be reached at all."""
@@ -46,23 +59,43 @@ class BaseBackend(ABC):
 
     @abstractmethod
     def start(self, deliver: Deliver) -> None:
-        """Begin to receive: call `deliver` for each payload on a subscribed topic."""
+        """
+        Begin to receive: call `deliver` for each payload on a subscribed topic, one at a time.
+
+        Does not wait: a carrier that is not there yet is connected to as soon as it is. After
+        `stop()` it may be called again, with no topic subscribed.
+        """
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop receiving and let go of every connection. Idempotent."""
+        """Stop receiving, forget all topics, and let go of every connection. Idempotent."""
 
     @abstractmethod
     def subscribe(self, topics: Sequence[str]) -> None:
-        """Subscribe this process to `topics`; return when the carrier has confirmed all of them."""
+        """
+        Subscribe this process to `topics`; return when the carrier has confirmed all of them.
+
+        A topic that is subscribed already stays so and is confirmed again. After a `BackendError`
+        the topics may be subscribed or not; the caller unsubscribes from those that it gives up.
+        """
 
     @abstractmethod
     def unsubscribe(self, topics: Sequence[str]) -> None:
-        """Undo `subscribe()`, now or soon. Must not wait."""
+        """
+        Undo `subscribe()`, now or soon, but before any later `subscribe()`.
+
+        It is called where nothing may wait, so it neither waits nor raises; topics that are not
+        subscribed are none of its business.
+        """
 
     @abstractmethod
     def publish(self, topic: str, payload: bytes) -> int:
-        """Publish, and return how many processes the payload goes to."""
+        """
+        Publish, and return how many processes the payload goes to.
+
+        0 means nobody; a carrier that knows no number returns 1 for somebody, and one that does
+        not even know that returns `UNKNOWN` and has `supports_receivers` unset.
+        """
 
     def check(self) -> list[str]:
         """Return what is wrong with the configuration, a sentence each, for the system check."""

@@ -1,5 +1,5 @@
 class BackendError(Exception):
-    """The carrier could not be reached, or refused: nothing was sent."""
+    """The carrier could not be reached in time, or refused."""
 
 
 class InvalidBackend(ValueError):

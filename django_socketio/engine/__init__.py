@@ -11,11 +11,12 @@ from .http import (
     Response,
     send_response,
 )
-from .server import Config, Engine
-from .session import Session, State, new_sid
+from .server import Config, Engine, is_gone
+from .session import SID_LENGTH, Session, State, new_sid
 
 __all__ = [
     "FRONT",
+    "SID_LENGTH",
     "Config",
     "Engine",
     "Frame",
@@ -27,6 +28,7 @@ __all__ = [
     "Response",
     "Session",
     "State",
+    "is_gone",
     "new_sid",
     "send_response",
 ]

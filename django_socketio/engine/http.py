@@ -32,8 +32,17 @@ class Front(Protocol):
         Whatever else the answer is, `take` is dropped.
         """
 
+    def release(self) -> tuple[Any, bytes] | None:
+        """
+        Give up the connection with this request, of which nothing has been answered.
+
+        Return the socket, which now belongs to the caller, and all bytes that were read of it from
+        the head of this request on; or None if it cannot be passed on, as TLS that ends here.
+        Nothing that the application returns for the request is sent.
+        """
+
     def fileno(self) -> int:
-        """Return the descriptor, to watch it for the client's going away."""
+        """Return the descriptor, to watch it for the client's going away; -1 if there is none."""
 
 
 class Refused(Exception):

@@ -66,6 +66,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     _raw: RawSocket | None = None
     _waiting: Any = None
     _unread = b""
+    _received = b""
     _greeting = b""
     _head: Head
 
@@ -144,7 +145,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         """Return the next head without its end, or None if there is none to come."""
         data = self._unread.lstrip(b"\r\n") if self._unread else b""
         try:
-            if self._raw is not None:
+            if self._raw is not None and not data:
                 data = self._raw.recv(MAX_HEAD)
                 if not data:
                     return None
@@ -159,6 +160,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         end = data.find(END)
         if end > MAX_HEAD:
             raise _too_large()
+        self._received = data
         self._unread = data[end + 4 :]
         return data[:end]
 
@@ -220,6 +222,13 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
 
     def handover(self, take: Handover) -> None:
         self._take = take
+
+    def release(self) -> tuple[Any, bytes] | None:
+        if isinstance(self._waiting, SSLSocket):
+            return None
+        self.close_connection = True
+        self.environ["wsgi.input"] = self.wsgi_input = _NO_BODY
+        return self._let_go(), self._received
 
     def fileno(self) -> int:
         fd: int = (self._raw or self.socket).fileno()
@@ -306,6 +315,10 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
 
     def _give_away(self, take: Handover) -> None:
         self.close_connection = True
+        take(self._let_go(), self._greeting, self._unread)
+
+    def _let_go(self) -> Any:
+        """Return the connection's socket, non-blocking, which is no longer ours."""
         sock: Any = self._raw or self._waiting
         self.socket = None
         if isinstance(sock, SSLSocket):
@@ -313,7 +326,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         elif not isinstance(sock, RawSocket):
             sock = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
             sock.setblocking(False)
-        take(sock, self._greeting, self._unread)
+        return sock
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
         if issubclass(t, SystemExit):
@@ -460,6 +473,16 @@ class SocketIOServer(_Server):  # type: ignore[misc]
         sock = RawSocket(self.socket.family, self.socket.type, self.socket.proto, fd)
         sock.setblocking(False)
         return sock, address
+
+    def adopt(self, sock: RawSocket, data: bytes) -> None:
+        """Serve a connection that another worker gave up, and whose first bytes are `data`."""
+        try:
+            handler = self.handler_class(sock, sock.getpeername(), self)
+        except OSError:
+            sock.close()  # the client has gone meanwhile
+            return
+        handler._unread = data
+        self.greenlets.spawn(handler.handle)
 
     def do_close(self, *args: Any) -> None:
         """Leave it to the handler, which may have given the socket away."""

@@ -42,7 +42,7 @@ _READ = 1
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Times in seconds, sizes in bytes."""
+    """Times in seconds, sizes in bytes. The ids of sessions begin with `node`."""
 
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
@@ -51,6 +51,7 @@ class Config:
     max_packets: int = 200_000
     upgrade_timeout: float = 10.0
     close_timeout: float = 5.0
+    node: str = ""
 
 
 class Engine:
@@ -77,7 +78,7 @@ class Engine:
         on_close: Callable[[Session, str], None],
         allow: Callable[[dict[str, Any]], Headers] = lambda environ: [],
     ) -> None:
-        self._config = config
+        self.config = config
         self._on_open = on_open
         self.on_message = on_message
         self._on_close = on_close
@@ -85,7 +86,7 @@ class Engine:
         self._loop = get_hub().loop
         self._outbox = Outbox(self._loop)
         self._held_back: dict[Session, Event] = {}
-        self._accepting = True
+        self.accepting = True
         self.sessions: dict[str, Session] = {}
         self.counters: Counter[str] = Counter()
         self.deadlines = Deadlines(self._loop, monotonic)
@@ -111,11 +112,12 @@ class Engine:
             headers = self._allow(environ)
             response = self._respond(Request.from_environ(environ), payload)
         except Refused as refused:
-            response = self._refusal(environ, refused)
+            response = self.refuse(environ, refused)
         response.headers += headers
         return response
 
-    def _refusal(self, environ: dict[str, Any], refused: Refused) -> Response:
+    def refuse(self, environ: dict[str, Any], refused: Refused) -> Response:
+        """Count and log a refusal, and return its answer."""
         self.counters[f"refused: {refused.code.name.lower()}"] += 1
         logger.info(
             "Refused %s from %s: %s%s",
@@ -163,14 +165,14 @@ class Engine:
     # Handshake
 
     def _handshake(self, request: Request, transport: str, payload: Any) -> Response:
-        if not self._accepting:
+        if not self.accepting:
             raise Refused(
                 ErrorCode.FORBIDDEN, "the server is stopping", HTTPStatus.SERVICE_UNAVAILABLE
             )
         if transport == "websocket":
 
             def take(sock: Any, greeting: bytes, data: bytes) -> None:
-                session = Session(new_sid(), self)
+                session = Session(self.config.node + new_sid(), self)
                 session.transport = self._websocket(sock, session)
                 session.transport.greet(greeting)
                 session.transport.send(Frame(self._open_packet(session, upgrades=())))
@@ -178,8 +180,8 @@ class Engine:
                 session.transport.start(data)
 
             return self._switch_protocols(request, take)
-        session = Session(new_sid(), self)
-        session.transport = PollingTransport(self._config.max_buffer, session.end)
+        session = Session(self.config.node + new_sid(), self)
+        session.transport = PollingTransport(self.config.max_buffer, session.end)
         self._open(session, payload)
         return Response.text(self._open_packet(session, upgrades=("websocket",)))
 
@@ -190,7 +192,7 @@ class Engine:
         self._on_open(session, payload)
 
     def _open_packet(self, session: Session, upgrades: tuple[str, ...]) -> bytes:
-        config = self._config
+        config = self.config
         return engineio.open_packet(
             session.sid,
             upgrades=upgrades,
@@ -213,8 +215,8 @@ class Engine:
             owner,
             self._loop,
             self._outbox,
-            max_payload=self._config.max_payload,
-            max_buffer=self._config.max_buffer,
+            max_payload=self.config.max_payload,
+            max_buffer=self.config.max_buffer,
         )
 
     # Polling
@@ -227,12 +229,15 @@ class Engine:
         if session.probe is not None and session.probe.answered:
             return Response.text(transport.take())
         fd = request.front.fileno()
-        watcher = self._loop.io(fd, _READ)
-        watcher.start(_end_if_gone, watcher, fd, session)
-        try:
+        if fd < 0:  # the client is another host's, which tells of its going away
             payload = transport.collect()
-        finally:
-            watcher.close()
+        else:
+            watcher = self._loop.io(fd, _READ)
+            watcher.start(_end_if_gone, watcher, fd, session)
+            try:
+                payload = transport.collect()
+            finally:
+                watcher.close()
         if session.state is State.CLOSING:
             session.end("forced close")
         return Response.text(payload)
@@ -263,8 +268,8 @@ class Engine:
     def _read_payload(self, request: Request) -> list[engineio.Packet]:
         if request.environ.get("CONTENT_TYPE", "").startswith("application/octet-stream"):
             raise ProtocolError("a binary payload, which v4 does not have")
-        body = request.read_body(self._config.max_payload)
-        return engineio.decode_payload(body, max_packets=self._config.max_packets)
+        body = request.read_body(self.config.max_payload)
+        return engineio.decode_payload(body, max_packets=self.config.max_packets)
 
     def _hold_back(self, session: Session) -> None:
         """Keep the client from posting more while the application is behind."""
@@ -278,6 +283,12 @@ class Engine:
             event.set()
         if session.state is State.OPEN and session.awaits_pong:
             self._pongs.add(session)  # it had no chance to answer before now
+
+    def hung_up(self, sid: str) -> None:
+        """Be told that the client of a polling session has not got its answer."""
+        session = self.sessions.get(sid)
+        if session is not None and isinstance(session.transport, PollingTransport):
+            session.end("transport close")
 
     # Upgrade
 
@@ -367,7 +378,7 @@ class Engine:
 
     def stop_accepting(self) -> None:
         """Refuse handshakes from now on."""
-        self._accepting = False
+        self.accepting = False
 
     def close_all(self, reason: str) -> None:
         for session in list(self.sessions.values()):
@@ -384,16 +395,22 @@ class Engine:
 
 def _end_if_gone(watcher: Any, fd: int, session: Session) -> None:
     """End the session if the client has hung up on its GET; a pipelined request may wait."""
+    gone = is_gone(fd)
+    if gone is not None:
+        watcher.stop()
+    if gone:
+        session.end("transport close")
+
+
+def is_gone(fd: int) -> bool | None:
+    """Tell whether the peer of a connection has hung up; None if there is nothing to tell by."""
     try:
         sock = RawSocket(fileno=fd)
         try:
-            gone = not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+            return not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
         finally:
             sock.detach()  # the descriptor is the front's
     except BlockingIOError:
-        return
+        return None
     except OSError:
-        gone = True
-    watcher.stop()
-    if gone:
-        session.end("transport close")
+        return True

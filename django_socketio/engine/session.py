@@ -28,9 +28,12 @@ from .websocket import WebSocketTransport
 logger = logging.getLogger(__name__)
 
 
+SID_LENGTH = 22
+
+
 def new_sid() -> str:
-    """Return 128 random bits, 22 characters that fit a URL."""
-    return urlsafe_b64encode(urandom(16))[:22].decode()
+    """Return 128 random bits, in characters that fit a URL."""
+    return urlsafe_b64encode(urandom(16))[:SID_LENGTH].decode()
 
 
 class State(Enum):

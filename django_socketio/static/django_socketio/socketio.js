@@ -13,7 +13,8 @@
  *
  * where fn gets the server's answer, once: {ok: true} or {ok: false, error: "..."}. What a page
  * subscribed to is asked for again on every new connection, ahead of what the page itself sends on
- * it, until the page unsubscribes or the server refuses.
+ * it, until the page unsubscribes or the server refuses. A server that only cannot say for now
+ * answers {ok: false, retry: true, ...}: it is asked again, and fn waits for its last word.
  *
  * In a page, load it after socket.io.min.js; its script tag may carry data-path (where the server
  * answers, "/socket.io/") and data-url (the server's origin, where it is not the page's). Under
@@ -28,6 +29,7 @@
 
   var SUBSCRIBE = "__subscribe__";
   var UNSUBSCRIBE = "__unsubscribe__";
+  var RETRY = 1000; // milliseconds, and up to twice that
 
   /* Give the client an io.Socket that connects to Django. */
   function extend(client, defaults) {
@@ -155,6 +157,10 @@
         subscription.channel,
         function (reply, refused) {
           subscription.asked = false;
+          if (refused && reply.retry === true && isWanted(subscription)) {
+            askLater(subscription);
+            return;
+          }
           if (refused && isWanted(subscription)) {
             delete wanted[key(subscription.channel)];
           }
@@ -170,6 +176,14 @@
       if (!left) {
         subscription.asked = false;
       }
+    }
+
+    function askLater(subscription) {
+      setTimeout(function () {
+        if (isWanted(subscription) && !subscription.asked) {
+          ask(subscription);
+        }
+      }, RETRY * (1 + Math.random()));
     }
 
     /* Whether the page still wants this subscription, not a later one to the same channel. */
