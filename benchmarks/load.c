@@ -2,7 +2,7 @@
  * The load generator: one thread, one epoll, clients that speak WebSocket and, unless --plain,
  * Engine.IO 4 and Socket.IO 5. It never parses JSON: a message carries its number after a '#'.
  *
- *     load fanout|echo|connects|idle --port N [--clients N] [--inflight N] [--seconds S] [--warmup S] [--plain]
+ *     load fanout|echo|connects|idle --port N [--port N ...] [--clients N] [--inflight N] [--seconds S] [--warmup S] [--plain]
  *
  * prints one JSON object. `idle` prints {"ready": N} once all are open and ends with its standard input.
  */
@@ -46,10 +46,10 @@ struct scenario {
 };
 
 static struct {
-    int port, clients, inflight, dialing;
+    int ports[8], servers, clients, inflight, dialing;
     double seconds, warmup;
     bool plain;
-} opt = {0, 500, 1, 50, 3, 1, false};
+} opt = {{0}, 0, 500, 1, 50, 3, 1, false};
 
 static const uint8_t key[4] = {0x37, 0xfa, 0x21, 0x3d};
 static const struct scenario *scenario;
@@ -145,11 +145,17 @@ static void watch(struct client *client, uint32_t events, int operation)
         die("epoll_ctl");
 }
 
+/* Clients take turns among the servers. */
+static int port_of(struct client *client)
+{
+    return opt.ports[(client - clients) % opt.servers];
+}
+
 static void dial(struct client *client)
 {
     static unsigned source;
     struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + source++ % SOURCES)};
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001), .sin_port = htons(opt.port)};
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001), .sin_port = htons(port_of(client))};
     int on = 1;
 
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
@@ -187,7 +193,7 @@ static void ask_upgrade(struct client *client)
                         "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nOrigin: http://127.0.0.1:%d\r\n"
                         "Connection: Upgrade\r\nUpgrade: websocket\r\n"
                         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " WS_KEY "\r\n\r\n",
-                        opt.plain ? "/ws/" : "/socket.io/?EIO=4&transport=websocket", opt.port, opt.port);
+                        opt.plain ? "/ws/" : "/socket.io/?EIO=4&transport=websocket", port_of(client), port_of(client));
 
     transmit(client, out, size);
     client->stage = UPGRADING;
@@ -522,7 +528,7 @@ static void read_options(int argc, char **argv)
 
     for (int flag; (flag = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (flag) {
-        case 'p': opt.port = atoi(optarg); break;
+        case 'p': opt.ports[opt.servers++ % 8] = atoi(optarg); break;
         case 'c': opt.clients = atoi(optarg); break;
         case 'i': opt.inflight = atoi(optarg); break;
         case 's': opt.seconds = atof(optarg); break;
@@ -535,7 +541,7 @@ static void read_options(int argc, char **argv)
         if (!strcmp(argv[optind], scenarios[i].name))
             scenario = &scenarios[i];
     errno = 0;
-    if (!scenario || !opt.port || opt.clients < 1 || opt.inflight < 1 || opt.inflight > RING)
+    if (!scenario || opt.servers < 1 || opt.servers > 8 || opt.clients < 1 || opt.inflight < 1 || opt.inflight > RING)
         die("usage: load fanout|echo|connects|idle --port N [--clients N] [--inflight N] ...");
 }
 

@@ -144,32 +144,50 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running peer."""
+    """A running peer, of one process or several; `helpers` are processes that it needs besides."""
 
     peer: Peer
-    port: int
-    process: subprocess.Popen[bytes]
+    ports: list[int]
+    processes: list[subprocess.Popen[bytes]]
+    helpers: list[int]
+
+    @property
+    def pids(self) -> list[int]:
+        return [*(process.pid for process in self.processes), *self.helpers]
 
 
 @contextmanager
-def serving(peer: Peer) -> Iterator[Server]:
-    """Start a peer on its core and a port of its own, and end it by its process id."""
+def serving(
+    peer: Peer,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
+    helpers: list[int] | None = None,
+) -> Iterator[Server]:
+    """Start a peer on the server's core, each process on a port of its own, and end it by pid."""
+    server = Server(peer, [], [], helpers or [])
+    try:
+        for number in range(processes):
+            start(server, BUILD / f"{peer.name}-{number}.log", environment or {})
+        yield server
+    finally:
+        for process in server.processes:
+            end(process)
+
+
+def start(server: Server, log: Path, environment: dict[str, str]) -> None:
     port = free_port()
-    log = BUILD / f"{peer.name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            peer.command(port),
+            server.peer.command(port),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **peer.environment},
+            env={**os.environ, **server.peer.environment, **environment},
             preexec_fn=pinned(SERVER_CORE),
         )
-    try:
-        wait_for(port, process, log)
-        yield Server(peer, port, process)
-    finally:
-        end(process)
+    server.ports.append(port)
+    server.processes.append(process)
+    wait_for(port, process, log)
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

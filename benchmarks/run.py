@@ -138,7 +138,8 @@ def quietest(figures: Iterator[Figure]) -> Figure:
 
 def load_command(server: Server, load: list[str]) -> list[str]:
     plain = ["--plain"] if server.peer.plain else []
-    return [str(BUILD / "load"), *load, "--port", str(server.port), *plain]
+    ports = [f"--port={port}" for port in server.ports]
+    return [str(BUILD / "load"), *load, *ports, *plain]
 
 
 def measure_load(server: Server, load: list[str]) -> Figure:
@@ -159,18 +160,18 @@ def measure_load(server: Server, load: list[str]) -> Figure:
 def strangers_seconds(server: Server) -> float:
     """Return what both cores have worked for others than the server and the load generator."""
     load = resource.getrusage(resource.RUSAGE_CHILDREN)
-    known = load.ru_utime + load.ru_stime + cpu_seconds(server.process.pid)
-    return busy_seconds() - known
+    known = load.ru_utime + load.ru_stime
+    return busy_seconds() - known - sum(map(cpu_seconds, server.pids))
 
 
 def measure_idle(server: Server, load: list[str]) -> Figure:
     with idle_clients(server, ["idle", "--clients", "50"]):
         pass  # what the first clients make the server import belongs to no client
     time.sleep(2)
-    before = memory(server.process.pid)
+    before = memory(server.processes[0].pid)
     with idle_clients(server, load):
         time.sleep(IDLE_SECONDS)
-        return {"bytes": (memory(server.process.pid) - before) / IDLE_CLIENTS}
+        return {"bytes": (memory(server.processes[0].pid) - before) / IDLE_CLIENTS}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from gevent._hub_local import get_hub_if_exists
 
 from . import envelope
 from .backends import BackendError, BaseBackend
-from .engine import Frame
+from .engine import Frame, Outbox
 from .envelope import Envelope, InvalidEnvelope
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Hub:
     def __init__(self, backend: BaseBackend) -> None:
         self.backend = backend
         self.counters: Counter[str] = Counter()
+        self.outbox: Outbox | None = None
         self.correspond: Callable[[str, Envelope], None] = lambda topic, letter: None
         self._members: dict[str, dict[str, Member]] = {}
         self._joining: Counter[str] = Counter()
@@ -172,7 +173,14 @@ class Hub:
 
     def publish(self, topic: str, letter: Envelope) -> int:
         """Publish as the backend does, and return what it does."""
-        return self.backend.publish(topic, envelope.encode(letter))
+        payload = envelope.encode(letter)
+        if self.outbox is None or get_hub_if_exists() is not self._home:
+            return self.backend.publish(topic, payload)
+        self.outbox.expect()  # our own copy comes back with the answer
+        try:
+            return self.backend.publish(topic, payload)
+        finally:
+            self.outbox.arrived()
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Hand a payload of the backend to the members of its topic, in the thread that is home."""

@@ -150,6 +150,8 @@ def start() -> Dispatcher:
             end=connections.close_all,
         ),
     )
+    if process.hub.backend.crosses_processes:
+        process.hub.outbox = process.dispatcher.engine.outbox
     process.handoff = Handoff(process.dispatcher.engine, process.cluster, runtime_directory())
     return process.dispatcher
 

@@ -55,6 +55,7 @@ class Site:
         application = runtime.Application(get_wsgi_application(), self.dispatcher)
         self.server = SocketIOServer(("127.0.0.1", 0), application)
         self.server.start()
+        runtime.accept_from_others(self.server.adopt)
 
     def __exit__(self, *exc_info: object) -> None:
         self._block.close()

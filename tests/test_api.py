@@ -1,9 +1,14 @@
 """Sending from outside of handlers: from wherever, to whom, and what it raises."""
 
+import json
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -17,19 +22,28 @@ import django_socketio
 from django_socketio import (
     BackendError,
     NoSocket,
+    api,
     broadcast,
     broadcast_channel,
+    channels,
+    count,
     disconnect,
     emit,
+    health,
     members,
+    runtime,
     send,
+    subscribe,
+    unsubscribe,
 )
-from django_socketio.events import on_connect, on_disconnect, on_finish
+from django_socketio.events import on_connect, on_disconnect, on_event, on_finish
 from django_socketio.urls import urlpatterns as socketio_urls
 from tests import clients
 from tests.clients import Client
+from tests.deployment.cluster import Cluster
+from tests.services import Redis
 from tests.sites import Site, settings
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, UNIT, wait_until
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
@@ -344,3 +358,301 @@ def test_from_another_process(patched: bool) -> None:
     for line in lines:
         assert line.startswith("There is no socket ")
         assert "SOCKETIO_BACKEND" in line and "crosses processes" in line
+
+
+# Across processes
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with Redis() as redis:
+        yield redis
+
+
+@pytest.fixture(scope="module")
+def deployment(redis: Redis) -> Iterator[Cluster]:
+    with Cluster(redis.url, workers=2) as cluster:
+        yield cluster
+
+
+@contextmanager
+def worker_of(backend: Any, directory: Path) -> Iterator[Site]:
+    """Serve in this process too, as another worker of a deployment."""
+    runtime.stop()  # whoever asked before has made a backend
+    with Site(SOCKETIO_BACKEND=backend, SOCKETIO_RUNTIME_DIR=str(directory / "r")) as site:
+        yield site
+
+
+@pytest.fixture
+def node(redis: Redis, deployment: Cluster) -> Iterator[Site]:
+    with worker_of(redis.url, deployment.directory) as site:
+        wait_until(lambda: health()["ok"], what="the first beat")
+        yield site
+
+
+@pytest.fixture
+def everywhere(node: Site, deployment: Cluster) -> Iterator[list[Client]]:
+    """Clients of this process and of each worker, of one channel but the last."""
+    with ExitStack() as block:
+        addresses = [node.address, *deployment.addresses, deployment.addresses[0]]
+        everywhere = []
+        for number, address in enumerate(addresses):
+            transport = ["websocket", "polling"][number % 2]
+            everywhere.append(clients.connect(address, transport=transport))
+            block.callback(everywhere[-1].close)
+        for client in everywhere[:-1]:
+            assert client.subscribe("room") == {"ok": True}
+        yield everywhere
+
+
+def plainly(deployment: Cluster, *lines: str) -> list[Any]:
+    """Run lines in a process without sockets or patches; return what each `tell()` was given."""
+    script = [
+        "import django, json, time",
+        "django.setup()",
+        "from django_socketio import *",
+        "from django_socketio import runtime",
+        "def tell(value): print(json.dumps(value, default=sorted), flush=True)",
+        *lines,
+    ]
+    env = {**deployment.env, "DJANGO_SETTINGS_MODULE": "tests.deployment.settings"}
+    command = [sys.executable, "-W", "error", "-c", "\n".join(script)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=800 * UNIT, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def sids(several: Iterable[Client]) -> set[str]:
+    return {client.sid for client in several}
+
+
+def test_who_is_where_in_the_cluster(everywhere: list[Client], deployment: Cluster) -> None:
+    inside, outside = sids(everywhere[:-1]), everywhere[-1].sid
+    for _ in range(20):
+        assert members("room") == inside
+    assert (count("room"), count(), count("nowhere")) == (3, 4, 0)
+    assert (count(namespace="/nowhere"), members("nowhere")) == (0, set())
+    assert channels() == {"room": 3}
+    subscribe(outside, "hall")
+    assert channels() == {"room": 3, "hall": 1}
+    assert plainly(
+        deployment,
+        "tell(members('room'))",
+        "tell([count('room'), count(), count('nowhere')])",
+        "tell(channels())",
+        "tell(count(namespace='/nowhere'))",
+    ) == [sorted(inside), [3, 4, 0], {"room": 3, "hall": 1}, 0]
+
+
+def test_the_first_question_of_many_threads(everywhere: list[Client], deployment: Cluster) -> None:
+    lines = (
+        "from concurrent.futures import ThreadPoolExecutor",
+        "pool = ThreadPoolExecutor(16)",
+        "tell([*pool.map(lambda number: count('room'), range(200))])",
+        "tell(list(runtime.get_cluster()._questions))",
+    )
+    assert plainly(deployment, *lines) == [[3] * 200, []]
+
+
+def test_the_first_question_of_a_young_worker(
+    redis: Redis, deployment: Cluster, everywhere: list[Client]
+) -> None:
+    """The one that `everywhere` had in this process is gone."""
+    with worker_of(redis.url, deployment.directory):
+        assert members("room") == sids(everywhere[1:-1])
+
+
+def test_subscribed_is_subscribed(everywhere: list[Client], deployment: Cluster) -> None:
+    """What is sent as soon as `subscribe()` returns arrives, wherever the client is."""
+    for number in range(20):
+        for client in everywhere:
+            subscribe(client.sid, f"channel {number}")
+            broadcast_channel(number, f"channel {number}")
+            assert client.event() == ["message", number]
+            unsubscribe(client.sid, f"channel {number}")
+            with suppress(NoSocket):
+                broadcast_channel("late", f"channel {number}")
+    for client in everywhere:
+        lines = (
+            f"sid = {client.sid!r}",
+            "subscribe(sid, 'hall'); broadcast_channel('hello', 'hall')",
+            "subscribe(sid, 'hall'); tell(members('hall'))",
+            "unsubscribe(sid, 'hall'); unsubscribe(sid, 'hall'); tell(members('hall'))",
+        )
+        assert plainly(deployment, *lines) == [[client.sid], []]
+        assert client.event() == ["message", "hello"]
+        assert client.fence() == []
+
+
+def test_a_handler_subscribes_its_own_socket(node: Site) -> None:
+    @on_event("join")
+    def join(request: Any, socket: Any, context: Any, channel: str) -> list[str]:
+        sid = socket.session.session_id
+        subscribe(sid, channel)
+        broadcast_channel("welcome", channel)
+        unsubscribe(sid, channel)
+        subscribe(sid, channel)
+        found = members(channel)
+        assert found == {sid}
+        return list(socket.channels)
+
+    @on_event("leave")
+    def leave(request: Any, socket: Any, context: Any) -> None:
+        disconnect(socket.session.session_id)
+
+    client = node.connect()
+    assert client.call("join", "hall") == [["hall"]]
+    assert client.fence() == [["message", "welcome"]]
+    client.emit("leave")
+    client.disconnected()
+
+
+def test_who_is_disconnected_from_afar(everywhere: list[Client], deployment: Cluster) -> None:
+    for client in everywhere[:2]:
+        disconnect(client.sid)
+        client.disconnected()
+    lines = [f"disconnect({client.sid!r})" for client in everywhere[2:]]
+    assert plainly(deployment, *lines) == []
+    for client in everywhere[2:]:
+        client.disconnected()
+    wait_until(lambda: count() == 0)
+
+
+@pytest.mark.parametrize("channel", ["room", "hall"])
+def test_nobody_of_that_name_in_the_cluster(
+    everywhere: list[Client], deployment: Cluster, channel: str
+) -> None:
+    for function in (subscribe, unsubscribe):
+        for sid in ("nobody", "", "x" * 500, "\n", everywhere[0].connection.sid):
+            with pytest.raises(NoSocket, match="There is no socket with the session id"):
+                function(sid, channel)
+        for name in ("", "x" * 256, "a\n", None):
+            with pytest.raises(ValueError, match="A channel is"):
+                function(everywhere[1].sid, name)
+    (answer,) = plainly(
+        deployment,
+        "try: subscribe('nobody', 'room')",
+        "except NoSocket as error: tell(str(error))",
+    )
+    assert answer == "There is no socket with the session id 'nobody'."
+    assert members("room") == sids(everywhere[:-1])
+
+
+def test_nobody_serves_anything(tmp_path: Path) -> None:
+    with Redis() as redis:
+        started = time.monotonic()
+        lines = ("tell([members('room'), count(), channels(), health()['ok']])",)
+        assert plainly(Cluster(redis.url, workers=0), *lines) == [[[], 0, {}, True]]
+        assert time.monotonic() - started < 100 * UNIT
+
+
+@pytest.mark.timeout(2000 * UNIT)
+def test_no_ghosts() -> None:
+    """Of a worker that is killed nobody is left, and its clients count where they come back."""
+    with Redis() as redis, Cluster(redis.url, workers=3) as cluster, ExitStack() as block:
+        site = block.enter_context(worker_of(redis.url, cluster.directory))
+        wait_until(lambda: health()["ok"])
+
+        def connect(address: str) -> Client:
+            client = clients.connect(address)
+            block.callback(client.connection.drop)
+            client.subscribe("room")
+            return client
+
+        crowd = [connect(address) for address in cluster.addresses for _ in range(5)]
+        crowd.append(connect(site.address))
+        assert members("room") == sids(crowd)
+        cluster.kill(0)
+        wait_until(lambda: members("room") == sids(crowd[5:]), timeout=60 * UNIT)
+        assert plainly(cluster, "tell(count('room'))") == [11]
+        crowd[:5] = [connect(cluster.addresses[1]) for _ in range(5)]
+        for _ in range(10):
+            assert members("room") == sids(crowd)
+        wait_until(lambda: len(runtime.get_cluster().nodes()) == 3)
+        assert plainly(cluster, "tell(count('room'))") == [16]
+
+
+@pytest.mark.timeout(2000 * UNIT)
+@pytest.mark.parametrize("killed", [True, False])
+def test_the_owner_goes_while_it_should_subscribe(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(api, "_TIMEOUT", 40 * UNIT)
+    with Cluster(redis.url, workers=1) as cluster, ExitStack() as block:
+        block.enter_context(worker_of(redis.url, cluster.directory))
+        wait_until(lambda: health()["ok"])
+        client = clients.connect(cluster.addresses[0])
+        block.callback(client.connection.drop)
+        cluster.servers[0].signal(signal.SIGSTOP)
+        try:
+            asking = gevent.spawn(outcome, subscribe, client.sid, "room")
+            gevent.sleep(2 * UNIT)
+            if killed:
+                cluster.kill(0)
+            kind = NoSocket if killed else BackendError
+            assert isinstance(asking.get(timeout=200 * UNIT), kind)
+        finally:
+            if not killed:
+                cluster.servers[0].signal(signal.SIGCONT)
+
+
+def outcome(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what the function returns or raises, for a greenlet."""
+    try:
+        return function(*args)
+    except (NoSocket, BackendError) as error:
+        return error
+
+
+@pytest.mark.timeout(2000 * UNIT)
+def test_the_carrier_of_the_cluster_is_down(tmp_path: Path) -> None:
+    with Redis() as redis, ExitStack() as block:
+        url = {"BACKEND": PATH_OF_REDIS, "OPTIONS": {"url": redis.url, "timeout": 20 * UNIT}}
+        site = block.enter_context(worker_of(url, tmp_path))
+        wait_until(lambda: health()["ok"])
+        client = site.connect()
+        redis.freeze()
+        calls = [
+            lambda: members("room"),
+            lambda: count(),
+            lambda: channels(),
+            lambda: subscribe(client.sid, "room"),
+            lambda: unsubscribe(client.sid, "room"),
+            lambda: disconnect(client.sid),
+        ]
+        asking = [gevent.spawn(outcome, call) for call in calls]
+        for each in asking:
+            assert isinstance(each.get(timeout=400 * UNIT), BackendError)
+        wait_until(lambda: not health()["ok"])
+        assert health()["reason"] == "the backend cannot be heard"
+        redis.thaw()
+        wait_until(lambda: health()["ok"], timeout=400 * UNIT)
+        assert count() == 1
+
+
+PATH_OF_REDIS = "django_socketio.backends.redis.RedisBackend"
+
+
+# Health
+
+
+def test_health_of_a_process_without_sockets(redis: Redis, deployment: Cluster) -> None:
+    assert health()["ok"] is False  # of memory://, which cannot reach any
+    assert "one process only" in health()["reason"]
+    (state,) = plainly(deployment, "tell(health())")
+    assert (state["ok"], state["reason"]) == (True, "")
+    with Redis() as other:
+        cluster = Cluster(other.url, workers=0)
+    (state,) = plainly(cluster, "tell(health())")  # it is down again
+    assert (state["ok"], state["reason"]) == (False, "the backend cannot be reached")
+
+
+def test_health_of_one_process_alone(site: Site) -> None:
+    wait_until(lambda: health()["ok"])
+    node = runtime.get_cluster().node
+    assert health() == {"ok": True, "reason": "", "node": node}
+    assert site.connect().connection.sid.startswith(node)
+    site.dispatcher.engine.stop_accepting()
+    assert health() == {"ok": False, "reason": "stopping", "node": node}

@@ -22,7 +22,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 SIBLINGS = 1
-CLIENT_LIBRARIES = {"redis", "kombu", "psycopg"}
+CLIENT_LIBRARIES = {"redis", "hiredis", "kombu", "amqp", "psycopg"}
 ROOT_IMPORTS = {"api", "exceptions"}
 FORBIDDEN = {
     "protocol": {"gevent", "django", "socket", "_socket", "select", "ssl", "threading", "time"},

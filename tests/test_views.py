@@ -15,12 +15,14 @@ from django.core.signals import got_request_exception, request_finished, request
 from django.http import HttpRequest, HttpResponse
 from django.test import Client as Browser, override_settings
 
+from django_socketio import runtime
 from django_socketio.engine import FRONT
 from django_socketio.events import on_connect, on_event
 from tests import clients
+from tests.carrier import Carrier, Net
 from tests.clients import PATH, UPGRADE, HandshakeFailed
 from tests.sites import Site, settings
-from tests.support import wait_until
+from tests.support import UNIT, wait_until
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])
 SESSIONS = (
@@ -482,3 +484,92 @@ def test_only_the_handshake_passes_django_wherever_the_path_is(place: str, prefi
             urls.set_script_prefix(before)
     assert path.startswith(f"{prefix}/")
     assert requests == ["GET"]
+
+
+# Health, as load balancers ask for it
+
+
+HEALTH = f"{PATH}health"
+
+
+def test_health(site: Site) -> None:
+    wait_until(lambda: Browser().get(HEALTH).status_code == 200)
+    answer = clients.request(site.address, target=HEALTH)
+    assert answer.status == 200
+    state = json.loads(answer.body)
+    assert state == {"ok": True, "reason": "", "node": runtime.get_cluster().node}
+    assert {"no-store", "private"} <= set((answer.header("Cache-Control") or "").split(", "))
+    assert answer.header("Content-Type") == "application/json"
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_health_is_for_reading(site: Site, method: str) -> None:
+    wait_until(lambda: Browser().get(HEALTH).status_code == 200)
+    answer = clients.request(site.address, method, HEALTH)
+    assert answer.status == 200 if method == "HEAD" else answer.status in (403, 405)
+    assert b"node" not in answer.body
+
+
+class WorkingBackend(Carrier):
+    """A backend of which a test has hold."""
+
+    def __init__(self) -> None:
+        super().__init__(Net())
+
+
+class FaultyBackend(WorkingBackend):
+    """One that is down to begin with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.down = True
+
+
+def test_health_while_a_worker_starts_and_is_deaf_and_stops() -> None:
+    with Site(SOCKETIO_BACKEND=f"{__name__}.FaultyBackend") as site:
+        cluster, backend = runtime.get_cluster(), runtime.get_hub().backend
+        assert isinstance(backend, FaultyBackend)
+        cluster._beat, cluster._silence = 2 * UNIT, 12 * UNIT
+
+        def health() -> tuple[int, str]:
+            answer = clients.request(site.address, target=HEALTH)
+            assert "no-store" in (answer.header("Cache-Control") or "")
+            state = json.loads(answer.body)
+            assert state["ok"] is (answer.status == 200)
+            return answer.status, state["reason"]
+
+        not_heard = (503, "the backend cannot be heard")
+        assert health() == not_heard
+        backend.net.down = False
+        wait_until(lambda: health() == (200, ""), what="the first echo")
+        backend.deaf, backend.refuses = True, 1000
+        wait_until(lambda: health() == not_heard, what="its loss")
+        backend.refuses = 0
+        wait_until(lambda: health() == (200, ""), what="another echo")
+        assert backend.starts > 1
+        site.dispatcher.engine.stop_accepting()
+        assert health() == (503, "stopping")
+
+
+@pytest.mark.parametrize(
+    ("backend", "ok", "reason"),
+    [
+        ("memory://", False, "no sockets here"),
+        (f"{__name__}.FaultyBackend", False, "the backend cannot be reached"),
+        (f"{__name__}.WorkingBackend", True, ""),
+    ],
+)
+def test_health_of_a_process_that_serves_no_sockets(backend: str, ok: bool, reason: str) -> None:
+    """Nothing of what the backend said comes out: it may name hosts and users."""
+    runtime.stop()
+    try:
+        with override_settings(SOCKETIO_BACKEND=backend):
+            answer = Browser().get(HEALTH)
+            runtime.stop()
+    finally:
+        runtime.stop()
+    assert answer.status_code == (200 if ok else 503)
+    state = answer.json()
+    assert state["ok"] is ok and state["reason"].startswith(reason)
+    assert set(state) == {"ok", "reason", "node"} and "down" not in state["reason"]
+    assert "no-store" in answer["Cache-Control"]

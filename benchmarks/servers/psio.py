@@ -1,12 +1,19 @@
-"""python-socketio on gevent with gevent-websocket: python -m gevent.monkey psio.py PORT"""
+"""
+python-socketio on gevent with gevent-websocket: python -m gevent.monkey psio.py PORT
 
+With REDIS_URL it is one of several, joined by the RedisManager.
+"""
+
+import os
 import sys
 
 import socketio
 from gevent import pywsgi
 from geventwebsocket.handler import WebSocketHandler
 
-sio = socketio.Server(async_mode="gevent")
+url = os.environ.get("REDIS_URL")
+manager = socketio.RedisManager(url) if url else None
+sio = socketio.Server(async_mode="gevent", client_manager=manager)
 
 
 @sio.event

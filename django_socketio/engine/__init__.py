@@ -11,6 +11,7 @@ from .http import (
     Response,
     send_response,
 )
+from .outbox import Outbox
 from .server import Config, Engine, is_gone
 from .session import SID_LENGTH, Session, State, new_sid
 
@@ -23,6 +24,7 @@ __all__ = [
     "Front",
     "Handover",
     "Headers",
+    "Outbox",
     "Refused",
     "Request",
     "Response",

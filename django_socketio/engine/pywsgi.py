@@ -68,6 +68,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     _unread = b""
     _received = b""
     _greeting = b""
+    _released = False
     _head: Head
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
@@ -226,7 +227,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     def release(self) -> tuple[Any, bytes] | None:
         if isinstance(self._waiting, SSLSocket):
             return None
-        self.close_connection = True
+        self._released = self.close_connection = True
         self.environ["wsgi.input"] = self.wsgi_input = _NO_BODY
         return self._let_go(), self._received
 
@@ -256,6 +257,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         finally:
             self.server.request_ended()
         take, self._take = self._take, None
+        self._received = b""
         environ, self.environ = self.environ, None
         if environ is not None:
             environ.pop(FRONT, None)
@@ -297,6 +299,8 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             self._write_with_headers(b"")
 
     def process_result(self) -> None:
+        if self._released:
+            return  # it is another worker's to answer
         if self.command == "HEAD":
             # The head is known with the first part of a body, which may have no end.
             any(self.result)
@@ -329,7 +333,9 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         return sock
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
-        if issubclass(t, SystemExit):
+        if self._released:
+            logger.error("A request failed that was handed over", exc_info=(t, v, tb))
+        elif issubclass(t, SystemExit):
             # gevent would end the process for it; a view may not.
             logger.error("A view called for the end of the process", exc_info=(t, v, tb))
             self._send_error_response_if_possible(500)
@@ -337,6 +343,8 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             super().handle_error(t, v, tb)
 
     def log_request(self) -> None:
+        if self._released:
+            return
         # What the engine answers well it counts itself; polls would drown the rest.
         fine = self.code < 400 and HANDLED in (self.environ or ())
         level = logging.DEBUG if fine else logging.INFO
@@ -460,6 +468,7 @@ class SocketIOServer(_Server):  # type: ignore[misc]
     def drain(self, timeout: float) -> bool:
         """Accept nothing more, and wait until what was begun is answered; tell whether it is."""
         self.stop_accepting()
+        sleep(_A_TURN)  # what has only just been accepted, or adopted, begins
         return bool(self._no_request.wait(timeout))
 
     def do_read(self) -> tuple[Any, Any] | None:

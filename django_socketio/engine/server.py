@@ -84,7 +84,7 @@ class Engine:
         self._on_close = on_close
         self._allow = allow
         self._loop = get_hub().loop
-        self._outbox = Outbox(self._loop)
+        self.outbox = Outbox(self._loop)
         self._held_back: dict[Session, Event] = {}
         self.accepting = True
         self.sessions: dict[str, Session] = {}
@@ -112,11 +112,22 @@ class Engine:
             headers = self._allow(environ)
             response = self._respond(Request.from_environ(environ), payload)
         except Refused as refused:
-            response = self.refuse(environ, refused)
+            response = self._refusal(environ, refused)
         response.headers += headers
         return response
 
     def refuse(self, environ: dict[str, Any], refused: Refused) -> Response:
+        """Answer any request with a refusal that was decided elsewhere."""
+        headers: Headers = []
+        try:
+            headers = self._allow(environ)
+        except Refused as worse:
+            refused = worse
+        response = self._refusal(environ, refused)
+        response.headers += headers
+        return response
+
+    def _refusal(self, environ: dict[str, Any], refused: Refused) -> Response:
         """Count and log a refusal, and return its answer."""
         self.counters[f"refused: {refused.code.name.lower()}"] += 1
         logger.info(
@@ -214,7 +225,7 @@ class Engine:
             sock,
             owner,
             self._loop,
-            self._outbox,
+            self.outbox,
             max_payload=self.config.max_payload,
             max_buffer=self.config.max_buffer,
         )
@@ -289,6 +300,12 @@ class Engine:
         session = self.sessions.get(sid)
         if session is not None and isinstance(session.transport, PollingTransport):
             session.end("transport close")
+
+    def let_go(self, sid: str) -> None:
+        """Have the GET that a polling session has waiting answered, with whatever there is."""
+        session = self.sessions.get(sid)
+        if session is not None and isinstance(session.transport, PollingTransport):
+            session.transport.wake()
 
     # Upgrade
 

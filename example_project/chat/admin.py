@@ -3,7 +3,7 @@ from django.shortcuts import redirect, render
 
 from chat.forms import AnnouncementForm, RoomForm
 from chat.models import Message, Presence, Room
-from django_socketio import BackendError, NoSocket, disconnect, send
+from django_socketio import BackendError, NoSocket, broadcast_channel, disconnect, send
 
 
 @admin.register(Room)
@@ -74,8 +74,8 @@ class PresenceAdmin(admin.ModelAdmin):
             try:
                 send(presence.session_id, {"type": "removed"})
                 disconnect(presence.session_id)
-            except NoSocket:  # the row of a worker that was killed
-                presence.delete()
+            except NoSocket:  # its worker was killed, and the sweeper has not been here yet
+                presence.end(broadcast_channel)
         self.message_user(request, "They are out.", messages.SUCCESS)
 
 

@@ -14,6 +14,7 @@ The life of somebody in the chat:
     socket.send({text, nonce}, fn)               on_message
     socket.emit("typing")                        on_event("typing")
     socket.emit("history", {before}, fn)         on_event("history")
+    socket.emit("countdown", {seconds}, fn)      on_event("countdown")
     socket.unsubscribe("room-general"), or gone  on_disconnect, on_unsubscribe, on_finish
 
 What a handler of ``on_message`` or ``on_event`` returns is what ``fn`` gets.
@@ -23,10 +24,12 @@ import logging
 from contextlib import suppress
 from functools import wraps
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, ValidationError
 
-from chat.forms import HistoryForm, JoinForm, MessageForm
-from chat.models import CHANNEL_PREFIX, LOBBY, NameTaken, Presence, Room, lobby_cards
+from chat import sweeper
+from chat.forms import CountdownForm, HistoryForm, JoinForm, MessageForm
+from chat.models import CHANNEL_PREFIX, LOBBY, PEOPLE, NameTaken, Room, lobby_cards
 from django_socketio import NoSocket, disconnect, send
 from django_socketio.events import (
     on_connect,
@@ -82,6 +85,7 @@ def connected(request, socket, context):
     Raise ConnectionRefused here, or PermissionDenied, to turn a client away.
     This chat is open to all, so there is nothing to refuse.
     """
+    sweeper.watch()
     logger.info("%s connected as %s", socket.session.session_id, request.user)
 
 
@@ -130,21 +134,25 @@ def join(request, socket, context, data=None):
     if room is None:
         raise ValidationError("There is no such room.")
     leave(socket, context)
+    # Not the client's doing, so no on_subscribe. It comes before the name: who
+    # has a name and is not in there has lost the connection.
+    socket.subscribe(PEOPLE)
     try:
         here, former = room.join(socket.session.session_id, name, token)
     except NameTaken:
         raise ValidationError("Somebody here has this name already.") from None
     context["presence"] = here
+    people = room.people()
     if former is not None:
         dismiss(former)
     else:
         # broadcast_channel reaches everyone else in the channel.
         socket.broadcast_channel({"type": "join", **here.payload()}, room.channel)
-        room.tell_lobby()
+        room.tell_lobby(people)
     return {
         "me": here.payload(),
         "token": here.token,
-        "people": [person.payload() for person in room.people()],
+        "people": [person.payload() for person in people],
         "messages": [message.payload() for message in room.history()],
     }
 
@@ -171,12 +179,13 @@ def say(request, socket, context, message):
     """
     here = presence(context)
     cleaned = validated(MessageForm, message)
-    said, new = here.room.messages.get_or_create(
+    said, _ = here.room.messages.get_or_create(
         name=here.name, nonce=cleaned["nonce"], defaults={"text": cleaned["text"]}
     )
-    if new:
-        # The sender too: all see the same messages in the same order.
-        socket.send_and_broadcast_channel(said.payload(), here.room.channel)
+    # The sender too: all see the same messages in the same order. One that is
+    # sent again goes out again, as the carrier may have failed the first time;
+    # browsers know it by its nonce.
+    socket.send_and_broadcast_channel(said.payload(), here.room.channel)
     return {"message": said.payload()}
 
 
@@ -197,6 +206,23 @@ def history(request, socket, context, data=None):
     return {"messages": [message.payload() for message in room.history(before)]}
 
 
+@on_event("countdown", channel="^room-")
+@acknowledged
+def countdown(request, socket, context, data=None):
+    """
+    Have somebody else do what takes longer than a moment: a task in a Celery
+    worker. What it has to say reaches the room from there, see tasks.py.
+    """
+    here = presence(context)
+    seconds = validated(CountdownForm, data)["seconds"]
+    if not settings.CELERY_BROKER_URL:
+        raise ValidationError("Nobody is here to count: that takes Celery.")
+    from chat import tasks  # Celery is optional
+
+    tasks.start_countdown(here.room, here.name, seconds)
+    return {}
+
+
 @on_error
 def failed(request, socket, context, exception):
     """
@@ -212,10 +238,10 @@ def disconnected(request, socket, context):
     logger.info("%s is gone: %s", socket.session.session_id, socket.disconnect_reason)
 
 
-@on_unsubscribe(channel="^room-")
+@on_unsubscribe(channel=f"^(room-|{PEOPLE}$)")
 def left(request, socket, context, channel):
     """The client unsubscribed, or is gone: then this runs for each channel it had."""
-    if "presence" in context and context["presence"].room.channel == channel:
+    if "presence" in context and channel in (PEOPLE, context["presence"].room.channel):
         leave(socket, context)
 
 
@@ -227,7 +253,6 @@ def finished(request, socket, context):
     Nothing is left to do, unless a handler above raised.
     """
     leave(socket, context)
-    Presence.objects.filter(session_id=socket.session.session_id).delete()
 
 
 def leave(socket, context):
@@ -235,8 +260,6 @@ def leave(socket, context):
     here = context.pop("presence", None)
     if here is None:
         return
-    held = Presence.objects.filter(pk=here.pk, session_id=socket.session.session_id)
-    # Not deleted: a newer connection has the name, so nobody left.
-    if held.delete()[0]:
-        socket.broadcast_channel({"type": "leave", "name": here.name}, here.room.channel)
+    socket.unsubscribe(PEOPLE)
+    if here.end(socket.broadcast_channel):
         here.room.tell_lobby()

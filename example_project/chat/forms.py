@@ -68,6 +68,19 @@ class HistoryForm(forms.Form):
     before = forms.IntegerField(min_value=1)
 
 
+class CountdownForm(forms.Form):
+    seconds = forms.IntegerField(
+        min_value=1,
+        max_value=60,
+        error_messages={
+            "required": "Please say how many seconds to count.",
+            "invalid": "Please say how many seconds to count.",
+            "min_value": "A countdown has at least %(limit_value)d second.",
+            "max_value": "A countdown has at most %(limit_value)d seconds.",
+        },
+    )
+
+
 class AnnouncementForm(forms.Form):
     text = forms.CharField(
         label="Message",

@@ -1,17 +1,21 @@
 import uuid
+from collections import defaultdict
 from contextlib import suppress
+from datetime import timedelta
 
 from django.db import IntegrityError, models, transaction
 from django.db.models.signals import post_delete
 from django.dispatch import receiver
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.crypto import constant_time_compare, get_random_string
 
 from chat.avatars import avatar
 from django_socketio import BackendError, NoSocket, broadcast_channel, members
 
 LOBBY = "lobby"  # the channel of the front page
-CHANNEL_PREFIX = "room-"  # the others are "room-" + the slug
+CHANNEL_PREFIX = "room-"  # those of the rooms are "room-" + the slug
+PEOPLE = "people"  # has all that have a name in any room; no client may ask for it
 HISTORY = 50  # messages given to those who enter
 
 
@@ -23,6 +27,7 @@ class Room(models.Model):
     name = models.CharField(max_length=40)
     slug = models.SlugField(max_length=50, unique=True, allow_unicode=True, editable=False)
     created = models.DateTimeField(auto_now_add=True)
+    counting_until = models.DateTimeField(null=True, editable=False)
 
     class Meta:
         ordering = ("name",)
@@ -38,21 +43,8 @@ class Room(models.Model):
         return CHANNEL_PREFIX + self.slug
 
     def people(self):
-        """
-        Return the presences whose socket is there.
-
-        The database names the people, for every worker alike, and the sockets
-        decide who of them is real: a worker that was killed ran no handler, so
-        its rows are still there.
-        """
-        rows = list(self.presences.all())
-        if not rows:
-            return []
-        try:
-            here = members(self.channel)
-        except BackendError:
-            return rows
-        return [row for row in rows if row.session_id in here]
+        """Return the presences whose socket is there."""
+        return connected(self.presences.all())
 
     def join(self, session_id, name, token=""):
         """
@@ -63,11 +55,11 @@ class Room(models.Model):
         the server notices the loss, and must not be shut out by itself. Return
         the presence, and the session id of the socket that it was taken from.
         """
-        here = members(self.channel)
         holder = self.presences.filter(key=name.casefold()).first()
         if holder is None:
             return self._admit(session_id, name), None
         former = holder.session_id
+        here = members(PEOPLE)
         if former in here and not constant_time_compare(holder.token, token):
             raise NameTaken
         holder.session_id = session_id
@@ -92,20 +84,34 @@ class Room(models.Model):
             messages = messages.filter(id__lt=before)
         return list(messages[:HISTORY])[::-1]
 
-    def announce(self, text):
+    def announce(self, text, nonce=None):
         """
         Say it to the room as the system, from anywhere: a view, a command, a task.
 
         The message stays in the history even if NoSocket is raised because
         nobody is there to hear it, or BackendError because the carrier is down.
+        Whoever tries again gives the same nonce: then it is there only once.
         """
-        message = self.messages.create(text=text)
+        message, _ = self.messages.get_or_create(
+            name="", nonce=nonce or uuid.uuid4(), defaults={"text": text}
+        )
         broadcast_channel(message.payload(), self.channel)
         return message
 
-    def lobby_payload(self):
-        """The card of this room on the front page."""
-        people = self.people()
+    def begin_countdown(self, seconds):
+        """Return when a countdown that begins now ends; None if there is one already."""
+        now = timezone.now()
+        until = now + timedelta(seconds=seconds)
+        # One statement, so of two workers that try at the same time one succeeds.
+        idle = models.Q(counting_until=None) | models.Q(counting_until__lt=now)
+        begun = Room.objects.filter(idle, pk=self.pk).update(counting_until=until)
+        return until if begun else None
+
+    def forget_countdown(self):
+        Room.objects.filter(pk=self.pk).update(counting_until=None)
+
+    def card(self, people):
+        """What the front page shows of this room."""
         return {
             "type": "room",
             "slug": self.slug,
@@ -115,16 +121,36 @@ class Room(models.Model):
             "people": [person.payload() for person in people[:4]],
         }
 
-    def tell_lobby(self):
+    def tell_lobby(self, people=None):
         """Bring the front pages up to date. That nobody looks at one is fine."""
         with suppress(NoSocket):
-            broadcast_channel(self.lobby_payload(), LOBBY)
+            broadcast_channel(self.card(self.people() if people is None else people), LOBBY)
+
+
+def connected(presences):
+    """
+    Return those presences whose socket is there, whichever worker has it.
+
+    The database names the people, for every worker alike, and the sockets
+    decide who of them is real: a worker that was killed ran no handler, so its
+    rows are there until somebody sweeps (see sweeper.py).
+    """
+    presences = list(presences)
+    if not presences:
+        return []
+    try:
+        here = members(PEOPLE)
+    except BackendError:
+        return presences
+    return [presence for presence in presences if presence.session_id in here]
 
 
 def lobby_cards():
     """All rooms as the front page shows them, the liveliest first."""
-    rooms = Room.objects.prefetch_related("presences")
-    cards = [room.lobby_payload() for room in rooms]
+    people = defaultdict(list)
+    for presence in connected(Presence.objects.all()):
+        people[presence.room_id].append(presence)
+    cards = [room.card(people[room.pk]) for room in Room.objects.all()]
     return sorted(cards, key=lambda card: -card["count"])
 
 
@@ -168,6 +194,24 @@ class Presence(models.Model):
 
     def payload(self):
         return avatar(self.name)
+
+    def end(self, tell):
+        """
+        Give up the name and tell the others by `tell(message, channel)`.
+
+        Return False, and tell nobody, if a newer socket has the name: then
+        nobody left.
+        """
+        if not Presence.objects.filter(pk=self.pk, session_id=self.session_id).delete()[0]:
+            return False
+        try:
+            with suppress(NoSocket):
+                tell({"type": "leave", "name": self.name}, self.room.channel)
+        except BackendError:
+            # Nobody knows it. Whoever sweeps once the carrier is back tells them.
+            Presence.objects.bulk_create([self], ignore_conflicts=True)
+            raise
+        return True
 
 
 class Message(models.Model):

@@ -1,5 +1,7 @@
 import re
 import uuid
+from contextlib import suppress
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -10,17 +12,17 @@ from django.core.management import CommandError, call_command
 from django.test import SimpleTestCase, TestCase
 from django.urls import reverse
 
-from chat import events
+from chat import events, sweeper
 from chat.avatars import HUES, avatar
 from chat.forms import JoinForm, MessageForm, RoomForm
-from chat.models import HISTORY, LOBBY, NameTaken, Room, lobby_cards
+from chat.models import HISTORY, LOBBY, PEOPLE, NameTaken, Presence, Room, lobby_cards
 from django_socketio import BackendError, NoSocket
 
 SCRIPT = "<script>alert(1)</script>"
 
 
 def connected(*session_ids):
-    """Let these be the sockets in every room."""
+    """Let these be the sockets that have a name."""
     return mock.patch("chat.models.members", return_value=set(session_ids))
 
 
@@ -142,6 +144,75 @@ class PeopleTests(RoomCase):
             self.assertEqual(self.room.people(), [])
         members.assert_not_called()
 
+    def test_the_front_page_asks_once_for_all_rooms(self):
+        other = Room.objects.create(name="Other", slug="other")
+        for session_id, room in (("s1", self.room), ("s2", other), ("ghost", other)):
+            room.join(session_id, session_id)
+        with connected("s1", "s2") as members:
+            counts = {card["slug"]: card["count"] for card in lobby_cards()}
+        members.assert_called_once_with(PEOPLE)
+        self.assertEqual((counts["tea-time"], counts["other"]), (1, 1))
+
+
+class SweeperTests(RoomCase):
+    """What ends the presences of a worker that was killed; see also tests_cluster.py."""
+
+    def setUp(self):
+        self.here = self.enterContext(mock.patch("chat.sweeper.members", return_value={"s1"}))
+        self.told = self.enterContext(mock.patch("chat.sweeper.broadcast_channel"))
+        self.lobby = self.enterContext(mock.patch("chat.models.broadcast_channel"))
+        self.enterContext(connected("s1"))
+        self.room.join("s1", "Ada")
+        self.room.join("ghost", "Max")
+
+    def names(self):
+        return [presence.name for presence in Presence.objects.all()]
+
+    def test_a_ghost_is_ended_and_the_others_are_told(self):
+        suspects = sweeper.sweep(set())
+        self.assertEqual(suspects, {"ghost"})
+        self.assertEqual(self.names(), ["Ada", "Max"])
+        self.told.assert_not_called()
+        self.assertEqual(sweeper.sweep(suspects), set())
+        self.assertEqual(self.names(), ["Ada"])
+        self.told.assert_called_once_with({"type": "leave", "name": "Max"}, "room-tea-time")
+        card, channel = self.lobby.call_args.args
+        self.assertEqual((card["count"], channel), (1, LOBBY))
+
+    def test_who_is_back_is_no_ghost(self):
+        suspects = sweeper.sweep(set())
+        self.here.return_value = {"s1", "ghost"}
+        self.assertEqual(sweeper.sweep(suspects), set())
+        self.assertEqual(self.names(), ["Ada", "Max"])
+
+    def test_who_has_come_back_on_another_socket_has_not_left(self):
+        with mock.patch("chat.sweeper.Presence.objects.select_related") as seen:
+            seen.return_value = list(Presence.objects.all())
+            self.room.join("s2", "Max")
+            sweeper.sweep({"ghost"})
+        self.assertEqual(self.names(), ["Ada", "Max"])
+        self.told.assert_not_called()
+
+    def test_nobody_is_ended_while_the_carrier_is_down(self):
+        self.here.side_effect = BackendError
+        with self.assertRaises(BackendError):
+            sweeper.sweep({"s1", "ghost"})
+        self.assertEqual(self.names(), ["Ada", "Max"])
+
+    def test_a_ghost_whose_end_nobody_heard_stays_for_the_next_sweep(self):
+        self.told.side_effect = BackendError
+        with self.assertRaises(BackendError):
+            sweeper.sweep({"ghost"})
+        self.assertEqual(self.names(), ["Ada", "Max"])
+        self.told.side_effect = NoSocket
+        sweeper.sweep({"ghost"})
+        self.assertEqual(self.names(), ["Ada"])
+
+    def test_without_anybody_no_question_is_asked(self):
+        Presence.objects.all().delete()
+        sweeper.sweep({"ghost"})
+        self.here.assert_not_called()
+
 
 class HistoryTests(RoomCase):
     def test_the_newest_come_first_and_in_order(self):
@@ -162,6 +233,23 @@ class HistoryTests(RoomCase):
         with self.assertRaises(NoSocket):
             self.room.announce("Hello")
         self.assertEqual([m.text for m in self.room.history()], ["Hello"])
+
+    def test_an_announcement_that_is_tried_again_is_kept_once(self):
+        nonce = uuid.uuid4()
+        for outcome in (BackendError, None):
+            with recorded_broadcasts() as broadcast, suppress(BackendError):
+                broadcast.side_effect = outcome
+                self.room.announce("Hello", nonce)
+            broadcast.assert_called_once_with(self.room.messages.get().payload(), "room-tea-time")
+
+    def test_one_countdown_at_a_time(self):
+        until = self.room.begin_countdown(10)
+        self.assertIsNone(self.room.begin_countdown(1))
+        self.assertIsNotNone(Room.objects.create(name="O", slug="o").begin_countdown(1))
+        with mock.patch("chat.models.timezone.now", return_value=until + timedelta(seconds=1)):
+            self.assertIsNotNone(self.room.begin_countdown(1))
+        self.room.forget_countdown()
+        self.assertIsNotNone(self.room.begin_countdown(1))
 
     def test_a_deleted_room_is_closed_once_that_is_certain(self):
         with recorded_broadcasts() as broadcast:
@@ -200,6 +288,12 @@ class PageTests(RoomCase):
         self.assertContains(response, "There is already a room of that name.")
         self.assertContains(response, 'value="tea  TIME"')
         self.assertContains(response, "aria-invalid")
+
+    def test_a_countdown_is_offered_where_there_is_celery(self):
+        for broker, offers in (("", 0), ("redis://localhost/1", 1)):
+            with self.settings(CELERY_BROKER_URL=broker):
+                response = self.client.get("/rooms/tea-time/")
+                self.assertContains(response, 'id="count"', count=offers)
 
     def test_an_unknown_room(self):
         self.assertEqual(self.client.get("/rooms/none/").status_code, 404)
@@ -342,6 +436,13 @@ class Socket:
     def send(self, message):
         self.sent.append(message)
 
+    def subscribe(self, channel):
+        self.channels.append(channel)
+
+    def unsubscribe(self, channel):
+        if channel in self.channels:
+            self.channels.remove(channel)
+
     def broadcast_channel(self, message, channel):
         self.heard_by_others.append((channel, message))
 
@@ -367,7 +468,7 @@ class Client:
 
     def go(self):
         self(events.disconnected)
-        for channel in self.socket.channels:
+        for channel in list(self.socket.channels):
             self(events.left, channel)
         self(events.finished)
 
@@ -375,6 +476,7 @@ class Client:
 class EventTests(RoomCase):
     def setUp(self):
         self.enterContext(connected("s1", "s2", "s3"))
+        self.enterContext(mock.patch("chat.sweeper.watch"))
         self.ada = Client("s1", self.room.channel)
         self.max = Client("s2", self.room.channel)
 
@@ -385,7 +487,7 @@ class EventTests(RoomCase):
     def test_channels_that_exist(self):
         for channel in (LOBBY, "room-tea-time"):
             self.ada(events.allow_channel, channel)
-        for channel in ("room-", "room-none", "tea-time", "lobby2", ""):
+        for channel in ("room-", "room-none", "tea-time", "lobby2", "", PEOPLE):
             with self.subTest(channel), self.assertRaises(PermissionDenied):
                 self.ada(events.allow_channel, channel)
 
@@ -404,6 +506,7 @@ class EventTests(RoomCase):
             self.ada.socket.heard_by_others,
             [("room-tea-time", {"type": "join", **avatar("Ada")})],
         )
+        self.assertEqual(self.ada.socket.channels, ["room-tea-time", PEOPLE])
 
     def test_joining_in_vain(self):
         self.ada.join("Ada")
@@ -457,7 +560,9 @@ class EventTests(RoomCase):
         self.ada.join("Ada")
         nonce = str(uuid.uuid4())
         self.assertEqual(self.ada.say("Hi", nonce), self.ada.say("Hi", nonce))
-        self.assertEqual(len(self.ada.socket.heard_by_all), 1)
+        first, again = self.ada.socket.heard_by_all
+        self.assertEqual(first, again)  # the browsers know it by its nonce
+        self.assertEqual(self.room.messages.count(), 1)
         self.max.join("Max")
         self.assertEqual(self.max.say("Ho", nonce)["message"]["text"], "Ho")
 
@@ -501,6 +606,26 @@ class EventTests(RoomCase):
             [("room-tea-time", {"type": "leave", "name": "Ada"})],
         )
         self.assertFalse(self.room.presences.exists())
+
+    def test_leaving_that_nobody_heard_of_is_left_to_the_sweeper(self):
+        self.ada.join("Ada")
+        with mock.patch.object(Socket, "broadcast_channel", side_effect=BackendError):
+            with self.assertRaises(BackendError):
+                self.ada(events.left, self.room.channel)
+            self.ada(events.finished)
+        self.assertEqual(self.room.presences.get().name, "Ada")
+
+    def test_leaving_the_people_is_leaving(self):
+        self.ada.join("Ada")
+        self.ada(events.left, PEOPLE)
+        self.assertFalse(self.room.presences.exists())
+
+    def test_a_countdown_takes_celery(self):
+        self.refused(self.ada(events.countdown, {"seconds": 3}), "join the room first")
+        self.ada.join("Ada")
+        self.refused(self.ada(events.countdown, {"seconds": 3}), "that takes Celery")
+        for seconds, error in ((0, "at least 1"), (61, "at most 60"), ("x", "how many")):
+            self.refused(self.ada(events.countdown, {"seconds": seconds}), error)
 
     def test_leaving_another_channel_is_not_leaving(self):
         self.ada.join("Ada")

@@ -1,3 +1,4 @@
+from django.conf import settings
 from django.shortcuts import get_object_or_404, redirect, render
 
 from chat.forms import JoinForm, MessageForm, RoomForm
@@ -21,5 +22,6 @@ def room(request, slug):
         "name_length": JoinForm.base_fields["name"].max_length,
         "text_length": MessageForm.base_fields["text"].max_length,
         "history": HISTORY,
+        "countdown": bool(settings.CELERY_BROKER_URL),
     }
     return render(request, "chat/room.html", context)

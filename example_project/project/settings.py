@@ -1,9 +1,13 @@
 """
 Settings of the demo. Not of a production site: see SECRET_KEY and DEBUG.
+
+What differs between one process and many comes from the environment.
 """
 
 import os
 from pathlib import Path
+
+from project.databases import database
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -49,18 +53,8 @@ TEMPLATES = [
     },
 ]
 
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("CHAT_DATABASE", BASE_DIR / "chat.sqlite3"),
-        # Several processes may write: take the lock at the start of a
-        # transaction, and let readers go on meanwhile.
-        "OPTIONS": {
-            "transaction_mode": "IMMEDIATE",
-            "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;",
-        },
-    },
-}
+# The path of an SQLite file, or the URL of a PostgreSQL.
+DATABASES = {"default": database(os.environ.get("CHAT_DATABASE", BASE_DIR / "chat.sqlite3"))}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 USE_TZ = True
@@ -71,6 +65,13 @@ STATIC_URL = "static/"
 
 # Carries messages between sockets. "memory://" knows those of its own process.
 SOCKETIO_BACKEND = os.environ.get("SOCKETIO_BACKEND", "memory://")
+
+# The countdown of the chat is a task of Celery, and is there if Celery is.
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "")
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_IGNORE_RESULT = True
+# Whoever delays a task is not to wait for minutes for a broker that is silent.
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 10, "socket_connect_timeout": 5}
 
 # Nothing inline and nothing from elsewhere: the chat, the admin and the
 # scripts of django-socketio all work under this.

@@ -21,6 +21,22 @@ class Loop:
         for callback in callbacks:
             callback()
 
+    def timer(self, seconds: float) -> "Timer":
+        self.moment = Timer()
+        return self.moment
+
+
+class Timer:
+    """Ends when it is told to."""
+
+    end: Callable[[], None] | None = None
+
+    def start(self, callback: Callable[[], None]) -> None:
+        self.end = callback
+
+    def stop(self) -> None:
+        self.end = None
+
 
 class Connection:
     def __init__(self, log: list[str], name: str, error: Exception | None = None) -> None:
@@ -76,3 +92,53 @@ def test_what_is_added_by_a_flush_leaves_in_the_next_turn() -> None:
     assert log == []
     loop.turn()
     assert log == ["flush two"]
+
+
+def many(outbox: Outbox, log: list[str]) -> None:
+    for number in range(40):
+        outbox.add(Connection(log, str(number)))
+
+
+def test_many_wait_for_what_is_about_to_come() -> None:
+    """A flush of hundreds takes as long as several answers of a carrier."""
+    loop, log = Loop(), list[str]()
+    outbox = Outbox(loop)
+    outbox.expect()
+    many(outbox, log)
+    loop.turn()
+    assert log == []
+    outbox.arrived()
+    outbox.expect()  # the handler's next
+    loop.turn()
+    assert log == []
+    outbox.arrived()
+    outbox.add(Connection(log, "last"))
+    loop.turn()
+    assert len(log) == 41 and log[-1] == "flush last"
+    assert loop.moment.end is None
+    outbox.add(Connection(log, "next"))
+    loop.turn()
+    assert log[-1] == "flush next"
+
+
+def test_few_wait_for_nothing() -> None:
+    loop, log = Loop(), list[str]()
+    outbox = Outbox(loop)
+    outbox.expect()
+    outbox.add(Connection(log, "one"))
+    loop.turn()
+    assert log == ["flush one"]
+
+
+def test_nobody_waits_for_longer_than_a_moment() -> None:
+    loop, log = Loop(), list[str]()
+    outbox = Outbox(loop)
+    outbox.expect()
+    many(outbox, log)
+    loop.turn()
+    assert loop.moment.end is not None
+    loop.moment.end()
+    assert len(log) == 40
+    outbox.arrived()
+    loop.turn()
+    assert len(log) == 40

@@ -14,6 +14,7 @@ const extend = createRequire(import.meta.url)(SCRIPT);
 
 const OK = { ok: true };
 const REFUSED = { ok: false, error: "permission denied" };
+const NOT_NOW = { ok: false, error: "the backend is down", retry: true };
 const ABANDONED = { ok: false, error: "unsubscribed before the server answered" };
 
 // What the extension sees of the official socket: its offline buffer, its flags, acks that are
@@ -351,6 +352,54 @@ test("a refused subscription is forgotten", () => {
   socket.drop();
   socket.accept();
   assert.deepEqual(socket.sent, []);
+});
+
+test("a server that cannot say for now is asked again, and fn waits for its word", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const socket = connected();
+  const fn = recorder();
+  socket.subscribe("room", fn);
+  socket.reply(NOT_NOW);
+  assert.equal(socket.sent.length, 1);
+  t.mock.timers.tick(2000);
+  assert.equal(socket.sent.length, 2);
+  socket.reply(NOT_NOW);
+  t.mock.timers.tick(2000);
+  assert.deepEqual(fn.calls, []);
+  socket.reply(OK);
+  assert.deepEqual(fn.calls, [[OK]]);
+  t.mock.timers.tick(10000);
+  assert.equal(socket.sent.length, 3);
+});
+
+test("a new connection asks at once, and the old one's time no second time", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const socket = connected();
+  const fn = recorder();
+  socket.subscribe("room", fn);
+  socket.reply(NOT_NOW);
+  socket.drop();
+  socket.accept();
+  assert.deepEqual(socket.sent, [["__subscribe__", "room"]]);
+  socket.reply(OK);
+  t.mock.timers.tick(10000);
+  assert.equal(socket.sent.length, 1);
+  assert.deepEqual(fn.calls, [[OK]]);
+});
+
+test("a page that unsubscribes meanwhile is not subscribed later", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const socket = connected();
+  const fn = recorder();
+  socket.subscribe("room", fn);
+  socket.reply(NOT_NOW);
+  socket.unsubscribe("room");
+  t.mock.timers.tick(10000);
+  assert.deepEqual(socket.sent, [
+    ["__subscribe__", "room"],
+    ["__unsubscribe__", "room"],
+  ]);
+  assert.deepEqual(fn.calls, [[ABANDONED]]);
 });
 
 test("a subscription refused when it was restored is forgotten", () => {

@@ -1,5 +1,7 @@
 """A Django project with sessions and users; the message log is turned off."""
 
+import os
+
 SECRET_KEY = "benchmark"
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -16,4 +18,5 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 ]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+SOCKETIO_BACKEND = os.environ.get("BACKEND", "memory://")
 SOCKETIO_MESSAGE_LOG_FORMAT = None

@@ -4,6 +4,9 @@ The development server, and the one process of a small site.
 Three processes in a row, each exec'd or started by the one before: the supervisor (only with
 autoreload) starts a server and starts it again when its code has changed; an unpatched server
 executes itself anew under gevent's monkey patching; the patched one serves.
+
+With `--workers` there are two others: the command becomes gunicorn's arbiter, and that starts
+workers, which patch themselves.
 """
 
 import errno
@@ -18,10 +21,10 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import django
 import gevent
@@ -37,6 +40,7 @@ from gevent.monkey import is_module_patched
 
 from django_socketio import __version__, conf, runtime
 from django_socketio.engine.pywsgi import SocketIOServer
+from django_socketio.management import workers
 
 _ADDRESS = re.compile(
     r"(?:(?P<host>[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[a-fA-F0-9:.%]+\]|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*):)?"
@@ -88,9 +92,18 @@ class Command(BaseCommand):
         )
         parser.add_argument("--certfile", help="serve TLS with this certificate (PEM)")
         parser.add_argument("--keyfile", help="the key of the certificate, if it is not with it")
+        parser.add_argument(
+            "--workers",
+            type=_number_of_workers,
+            metavar="N",
+            help="serve with N processes under gunicorn. Implies --noreload: the signal HUP has"
+            " the workers replaced, one after the other, by ones with the code as it is then",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         address = self._address(options["addrport"])
+        if options["workers"] is not None:
+            self._become_arbiter(address, options)
         if not options["noreload"] and os.environ.get(_SUPERVISED) != "true":
             sys.exit(self._supervise())
         if not is_module_patched("socket"):
@@ -146,10 +159,7 @@ class Command(BaseCommand):
     # The server
 
     def _serve(self, address: tuple[str, int], options: dict[str, Any]) -> int:
-        if not settings.DEBUG and not settings.ALLOWED_HOSTS:
-            raise CommandError(
-                "You must set settings.ALLOWED_HOSTS if DEBUG is False.", returncode=_FATAL
-            )
+        _check_hosts()
         _show_logs()
         stop = _Stop()
         if not options["noreload"]:
@@ -162,10 +172,16 @@ class Command(BaseCommand):
             application = runtime.Application(self._wsgi_application(options), dispatcher)
             server = SocketIOServer(listener, application, **tls)
             server.start()
+            runtime.accept_from_others(server.adopt)
             gc.freeze()  # what is there now stays, and need not be looked through again and again
             gc.set_threshold(10_000)  # a handshake makes much and leaves next to no garbage
             stop.on_signals()
-            self._report(listener.getsockname(), "https" if tls else "http")
+            self._report_parts("gevent", "websockets")
+            scheme = "https" if tls else "http"
+            self.stdout.write(
+                f"Serving on {scheme}://{_shown(listener.getsockname())}/ (Ctrl-C stops)"
+            )
+            self.stdout.flush()
             try:
                 return stop.wait()
             finally:
@@ -208,17 +224,59 @@ class Command(BaseCommand):
             return StaticFilesHandler(application)
         return application
 
-    def _report(self, address: tuple[Any, ...], scheme: str) -> None:
+    def _report_parts(self, *libraries: str) -> None:
+        versions = "".join(f", {name} {version(name)}" for name in libraries)
         backend = type(runtime.get_hub().backend)
         self.stdout.write(
-            f"django-socketio {__version__}, Django {django.get_version()},"
-            f" gevent {gevent.__version__}, websockets {version('websockets')},"
+            f"django-socketio {__version__}, Django {django.get_version()}{versions},"
             f" Python {sys.version.split()[0]}\n"
             f"Settings {settings.SETTINGS_MODULE},"
-            f" backend {backend.__module__}.{backend.__name__}\n"
-            f"Serving on {scheme}://{_shown(address)}/ (Ctrl-C stops)"
+            f" backend {backend.__module__}.{backend.__name__}"
         )
-        self.stdout.flush()
+
+    # The arbiter
+
+    def _become_arbiter(self, address: tuple[str, int], options: dict[str, Any]) -> NoReturn:
+        """Check what can be checked before there is a worker, and have them started."""
+        if not workers.installed():
+            raise CommandError(
+                '--workers needs gunicorn: pip install "django-socketio[workers]".',
+                returncode=_FATAL,
+            )
+        try:
+            self._check_project(options["workers"])
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error), returncode=_FATAL) from error
+        tls = {name: os.path.abspath(options[name]) for name in self._tls_files(options)}
+        listener = self._listen(address)
+        listener.set_inheritable(True)
+        self._report_parts("gevent", "websockets", "gunicorn")
+        workers.execute(
+            _interpreter(),
+            {"workers": options["workers"], "bind": [f"fd://{listener.fileno()}"], **tls},
+            {name: options[name] for name in ("nostatic", "insecure")},
+        )
+
+    def _check_project(self, number: int) -> None:
+        _check_hosts()
+        if "DJANGO_SETTINGS_MODULE" not in os.environ:
+            raise ImproperlyConfigured("--workers needs settings in a module of their own.")
+        self.check(display_num_errors=True)
+        self.check_migrations()
+        runtime.socketio_path()
+        workers.check_backend(number)
+
+    def _tls_files(self, options: dict[str, Any]) -> list[str]:
+        """Return the names of the options that name a file."""
+        self._tls(options)
+        return [name for name in ("certfile", "keyfile") if options[name]]
+
+
+def load(options: dict[str, Any]) -> Any:
+    """Return the project as a WSGI application; called in each worker."""
+    django.setup()
+    _show_logs()
+    return Command()._wsgi_application(options)
 
 
 class _Stop:
@@ -267,14 +325,18 @@ def _execute_patched() -> None:
     else:
         kind = "module"
         program = spec.parent if spec.name.endswith("__main__") and spec.parent else spec.name
-    flags = [f"-W{option}" for option in sys.warnoptions]
-    for key, value in sys._xoptions.items():
-        flags.append(f"-X{key}" if value is True else f"-X{key}={value}")
     os.environ[_PATCHING] = "1"
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, *flags, "-c", _PATCHED, kind, program, *sys.argv[1:]]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [*_interpreter(), "-c", _PATCHED, kind, program, *sys.argv[1:]])
+
+
+def _interpreter() -> list[str]:
+    """Return what starts a Python like this one."""
+    flags = [f"-W{option}" for option in sys.warnoptions]
+    for key, value in sys._xoptions.items():
+        flags.append(f"-X{key}" if value is True else f"-X{key}={value}")
+    return [sys.executable, *flags]
 
 
 def _snapshot() -> dict[Path, float]:
@@ -289,6 +351,19 @@ def _snapshot() -> dict[Path, float]:
     if module is not None and module.__file__:
         reloader.watch_dir(Path(module.__file__).parent, "*.py")
     return dict(reloader.snapshot_files())
+
+
+def _number_of_workers(text: str) -> int:
+    if not re.fullmatch("0*[1-9][0-9]{0,3}", text, re.ASCII):
+        raise ArgumentTypeError(f"{text!r} is no number of workers.")
+    return int(text)
+
+
+def _check_hosts() -> None:
+    if not settings.DEBUG and not settings.ALLOWED_HOSTS:
+        raise CommandError(
+            "You must set settings.ALLOWED_HOSTS if DEBUG is False.", returncode=_FATAL
+        )
 
 
 def _show_logs() -> None:

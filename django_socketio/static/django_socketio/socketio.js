@@ -152,6 +152,7 @@
 
     function ask(subscription) {
       subscription.asked = true;
+      clearTimeout(subscription.later);
       var left = request(
         SUBSCRIBE,
         subscription.channel,
@@ -179,8 +180,8 @@
     }
 
     function askLater(subscription) {
-      setTimeout(function () {
-        if (isWanted(subscription) && !subscription.asked) {
+      subscription.later = setTimeout(function () {
+        if (isWanted(subscription)) {
           ask(subscription);
         }
       }, RETRY * (1 + Math.random()));

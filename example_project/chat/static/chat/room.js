@@ -9,6 +9,7 @@ const HISTORY = Number(room.dataset.history); // messages that come on entering
 const PATIENCE = 10000; // how long to wait for an answer
 const TYPING_EVERY = 2000; // tell the others at most this often
 const TYPING_LASTS = 4000; // and believe them for this long
+const COUNT_LASTS = 2500; // until the next number should have come
 
 const title = document.title;
 const log = new MessageLog(byId("scroller"), byId("log"));
@@ -41,6 +42,7 @@ socket.on("connect", () => {
 socket.on("disconnect", (reason) => {
   joined = false;
   outbox.forEach(({ timer }) => clearTimeout(timer));
+  showCount(null);
   Array.from(typing.keys()).forEach(stopsTyping);
   setStatus();
   if (ended) banner(ended, { kind: "ended" });
@@ -76,6 +78,7 @@ function entered(answer) {
   byId("join").hidden = true;
   byId("chat").hidden = false;
   banner(wasIn ? "You are back online." : null, { kind: "good" });
+  if (countButton) countButton.hidden = false;
   setPeople(answer.people);
   showHistory(answer.messages);
   early.forEach(receive);
@@ -97,6 +100,8 @@ function askName(error = "") {
   byId("chat").hidden = true;
   byId("join").hidden = false;
   byId("people-toggle").hidden = true;
+  if (countButton) countButton.hidden = true;
+  showCount(null);
   showPanel(false);
   const input = byId("join-name");
   input.value ||= recall("localStorage", "chat:name") ?? "";
@@ -144,6 +149,7 @@ const handlers = {
     log.notice(person.name, "joined");
   },
   leave({ name }) {
+    if (name === log.me.name) return join(name, askName); // we were taken for gone
     stopsTyping(name);
     if (!people.delete(name)) return;
     showPeople();
@@ -258,17 +264,26 @@ byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const said = text.value.trim();
   if (!said) return;
+  const command = countButton && said.match(/^\/countdown(?:\s+(\d+))?$/);
+  if (command) {
+    clearText();
+    return count(Number(command[1] ?? 10));
+  }
   const nonce = uuid();
   outbox.set(nonce, { text: said });
   log.clearUnread();
   log.addPending(nonce, said);
   log.toEnd();
   byId("nothing-said").hidden = true;
+  clearText();
+  dispatch(nonce);
+});
+
+function clearText() {
   text.value = "";
   lastTyping = 0;
   fitText();
-  dispatch(nonce);
-});
+}
 
 // Send what is in the outbox; without a connection it stays there until we are
 // back. The nonce lets the server see that it has heard something before.
@@ -308,6 +323,33 @@ function fitText() {
   const left = text.maxLength - text.value.length;
   byId("composer-note").textContent = left < 200 ? `${left} characters left` : "";
   byId("composer").querySelector(".send").disabled = !text.value.trim();
+}
+
+// -- countdown ---------------------------------------------------------------
+
+const countButton = document.getElementById("count"); // there is one if somebody can count
+
+countButton?.addEventListener("click", () => count(10));
+
+function count(seconds) {
+  socket.emit("countdown", { seconds }, (answer) => {
+    if (!answer.ok) banner(answer.error, { kind: "bad" });
+  });
+}
+
+// An event by name. A Celery worker sends it, which has no socket at all.
+socket.on("countdown", (data) => joined && showCount(data));
+
+let countTimer;
+
+function showCount(data) {
+  clearTimeout(countTimer);
+  byId("countdown").hidden = !data;
+  if (!data) return;
+  byId("countdown").classList.toggle("go", data.left === 0);
+  byId("countdown-left").textContent = data.left || "Go!";
+  byId("countdown-name").textContent = `${data.name} counts down`;
+  countTimer = setTimeout(showCount, COUNT_LASTS, null);
 }
 
 // -- people ------------------------------------------------------------------

@@ -1,0 +1,5 @@
+"""RabbitMQ, through kombu."""
+
+from .backend import AMQPBackend
+
+__all__ = ["AMQPBackend"]

@@ -1,0 +1,212 @@
+"""
+Several workers: gunicorn's arbiter, with a worker that serves Socket.IO.
+
+The arbiter imports this module, and forks. So nothing here may import Django, the project, or what
+is bound to the standard library before gevent has patched it: that is the worker's, after the fork.
+"""
+
+import gc
+import signal
+import sys
+import traceback
+from importlib import import_module
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+from gevent import get_hub, signal_handler, spawn_later
+from gevent.event import Event
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.sock import ssl_context
+from gunicorn.workers.ggevent import GeventWorker
+
+_MARGIN = 1.0
+"""Seconds for the last answers, and as many by which a worker is done before it would be killed."""
+
+_QUICK = 1.0
+"""Seconds that a worker takes for its end when it is told to hurry."""
+
+_BEAT = 1.0
+"""Seconds between two signs of life to the arbiter."""
+
+
+def _ours(name: str) -> Any:
+    """Return a module that only the worker may import."""
+    return import_module(f"{__package__}.{name}")
+
+
+class SocketIOWorker(GeventWorker):
+    """
+    A process that serves the project and its sockets until the arbiter, or its age, ends it.
+
+    Its heart beats in the hub: when that is blocked the arbiter hears nothing more, ends the worker
+    and starts another.
+    """
+
+    # In the arbiter
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse what cannot work before there is any worker. gunicorn tells the error and ends."""
+        problem = _problem(cfg)
+        if problem:
+            raise RuntimeError(problem)
+
+    # In the worker
+
+    def init_process(self) -> None:
+        """Become a worker: patch, then import the project, then serve."""
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # while there is nothing to be ended with care
+        super().init_process()
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # What a terminal sends to all: the arbiter tells its workers what to do.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._end = Event()
+        self._servers: list[Any] = []
+        self._status = 0
+
+    def load_wsgi(self) -> None:
+        """Import the project and begin to serve sockets."""
+        problem = _problem(self.cfg)  # of a configuration that was reloaded
+        if problem:
+            self._refuse(problem)
+        super().load_wsgi()
+        if self.app.callable is None:  # a SyntaxError, which gunicorn shows while it waits for code
+            return
+        runtime = _ours("runtime")
+        try:
+            _ours("management.workers").check_backend(self.cfg.workers)
+            dispatcher = runtime.start()
+            self.wsgi = runtime.Application(self.wsgi, dispatcher)
+        except import_module("django.core.exceptions").ImproperlyConfigured as error:
+            self._refuse(str(error))
+        runtime.accept_from_others(self.adopt)
+
+    def _refuse(self, problem: str) -> None:
+        """Have the arbiter end, rather than start one worker after the other."""
+        self.log.error("%s", problem)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    def adopt(self, sock: Any, data: bytes) -> None:
+        """Serve a connection that another worker gave up, and whose first bytes are `data`."""
+        if self._servers:
+            self._servers[0].adopt(sock, data)
+        else:
+            sock.close()
+
+    def run(self) -> None:
+        self._start()
+        signal_handler(signal.SIGTERM, self._end.set)
+        signal_handler(signal.SIGQUIT, self._hurry)
+        beat = get_hub().loop.timer(_BEAT, min(_BEAT, self.timeout or _BEAT))
+        beat.start(self.notify)
+        self.notify()
+        try:
+            self._end.wait()
+        finally:
+            self._finish()
+        sys.exit(self._status)
+
+    def _start(self) -> None:
+        server = _ours("engine.gunicorn").GunicornServer
+        tls = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
+        for sock in self.sockets:
+            self._servers.append(server(sock, self.wsgi, self, **tls))
+        for server in self._servers:
+            server.start()
+        gc.freeze()  # what is there now stays, and need not be looked through again and again
+        gc.set_threshold(10_000)  # a handshake makes much and leaves next to no garbage
+
+    def request_began(self) -> None:
+        """Count a request: gunicorn may want the worker to end after so many."""
+        self.nr += 1
+        if self.nr >= self.max_requests and not self._end.is_set():
+            self.log.info("Autorestarting worker after current request.")
+            self._end.set()
+
+    # The end
+
+    def _finish(self) -> None:
+        """End every socket with its handlers, and answer what was asked, while there is time."""
+        self.alive = False
+        until = monotonic() + max(self.cfg.graceful_timeout - 2 * _MARGIN, 0)
+        spawn_later(self.cfg.graceful_timeout, sys.exit, self._status)  # whatever hangs
+        for server in self._servers:
+            server.close()
+        _ours("runtime").stop(max(until - monotonic(), 0))
+        for server in self._servers:
+            server.drain(max(until - monotonic(), _MARGIN))
+            server.stop()
+
+    def _hurry(self) -> None:
+        """End as ever, but soon."""
+        self.cfg.worker_int(self)
+        spawn_later(_QUICK, sys.exit, self._status)  # in whatever the main greenlet waits
+        self._end.set()
+
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        """
+        Be told by the arbiter that it has heard nothing for too long.
+
+        The frame is whose turn it is: what blocks the hub is named, and ended.
+        """
+        stack = "".join(traceback.format_stack(frame))
+        self.log.critical("The worker hangs, and so do all of its clients, in\n%s", stack)
+        self._status = 1
+        self._end.set()
+        super().handle_abort(sig, frame)
+
+
+def _problem(cfg: Any) -> str:
+    """Return what keeps the worker from serving with this configuration, as a sentence."""
+    name = SocketIOWorker.__name__
+    if cfg.preload_app:
+        return (
+            f"{name} cannot serve with preload_app: the project would be imported before gevent has"
+            " patched the standard library. Turn it off."
+        )
+    if "h2" in getattr(cfg, "http_protocols", ()):
+        return f"{name} speaks HTTP/1.1 only: take h2 out of http_protocols."
+    if getattr(cfg, "protocol", "http") != "http":
+        return f"{name} speaks HTTP only: take {cfg.protocol} out of protocol."
+    return ""
+
+
+class ManagedApplication(BaseApplication):
+    """
+    What `runserver_socketio --workers` has the arbiter serve.
+
+    It reads no configuration but `settings`: the same that one process would be served with.
+    """
+
+    def __init__(self, settings: dict[str, Any], options: dict[str, Any]) -> None:
+        self._settings = settings
+        self._options = options
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._settings.items():
+            self.cfg.set(name, value)
+        self.cfg.set("worker_class", SocketIOWorker)
+        self.cfg.set("when_ready", _report)
+
+    def load(self) -> Any:
+        return _ours("management.commands.runserver_socketio").load(self._options)
+
+
+def _report(arbiter: Arbiter) -> None:
+    host, port = arbiter.LISTENERS[0].getsockname()[:2]
+    scheme = "https" if arbiter.cfg.is_ssl else "http"
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    workers = arbiter.cfg.workers
+    plural = "s" if workers > 1 else ""
+    print(
+        f"Serving on {scheme}://{address}/ with {workers} worker{plural} (Ctrl-C stops)", flush=True
+    )

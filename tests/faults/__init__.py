@@ -1,0 +1,1 @@
+"""Workers, clients and senders while something breaks, and what must hold all the same."""
