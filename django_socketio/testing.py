@@ -322,7 +322,7 @@ class OutageContract(Cluster):
     """
     The part of `BackendContract` that is about outages.
 
-    It is for a carrier that goes away in several ways: one that refuses, one that is silent.
+    A host that refuses and a host that is silent are two: mix it in once more for each further one.
     """
 
     def test_an_outage_is_told_in_time(self) -> None:
@@ -446,7 +446,8 @@ class BackendContract(OutageContract):
     else does, it publishes something more and waits for that. All times scale with `unit`.
 
     A backend has to show what it does in an outage: without `break_carrier()` those tests fail. If
-    nothing can break, as between objects of one process, say so with `carrier_breaks = False`.
+    nothing can break, as between objects of one process, say so with `carrier_breaks = False`. A
+    carrier that goes away in several ways has this for one and `OutageContract` for each other.
     """
 
     # Who hears

@@ -286,6 +286,20 @@ def test_a_connection_begins_with_nothing_but_pubsub(make: Make, unique: str) ->
         assert len(client.client_list()) == 3  # with this one
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_payloads_larger_than_any_buffer(make: Make, tls: bool) -> None:
+    """They are written in parts, and share round trips or not."""
+    payloads = [bytes([number]) * (5_000_000 + number) for number in range(4)]
+    with Redis(tls=tls) as server:
+        backend, inbox = make(server.url, timeout=10 * TIMEOUT), Inbox()
+        backend.start(inbox.deliver)
+        backend.subscribe(["t"])
+        greenlets = [gevent.spawn(backend.publish, "t", payload) for payload in payloads]
+        assert [greenlet.get() for greenlet in greenlets] == 4 * [1]
+        wait_until(lambda: len(inbox) == 4)
+        assert sorted(payload for _, payload in inbox) == payloads
+
+
 # Who is killed
 
 

@@ -190,11 +190,11 @@ class Publisher:
 
     def _result(self, call: _Call) -> int:
         answer = call.answer
-        if isinstance(answer, int):
-            return answer
-        error = BackendError() if answer is None else type(answer)(*answer.args)  # each its own
-        self._counters[f"publish failed: {_kind(error)}"] += 1
-        raise error
+        if isinstance(answer, BackendError):
+            self._counters[f"publish failed: {_kind(answer)}"] += 1
+            raise type(answer)(*answer.args)  # not itself: others raise it, too
+        assert answer is not None
+        return answer
 
     # The round trip
 
