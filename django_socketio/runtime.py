@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -48,17 +47,25 @@ _SID = re.compile("(?:^|&)sid=([^&]*)")
 
 @dataclass(slots=True)
 class _Process:
-    pid: int
     hub: Hub
     cluster: Cluster
     dispatcher: Dispatcher | None = None
     handoff: Handoff | None = None
 
 
-_process: _Process | None = None
+_current: dict[int, _Process] = {}
+"""This process's parts by its pid, alone."""
+
 _parents: list[_Process] = []
-"""What this process inherited at a fork, kept so that nothing closes it: it is the parent's."""
-_lock = Lock()
+"""What was inherited at forks, kept so that nothing closes it: it is the parents'."""
+
+
+def _disown() -> None:
+    _parents.extend(_current.values())
+    _current.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def make_backend(value: Any) -> BaseBackend:
@@ -97,22 +104,19 @@ def get_cluster() -> Cluster:
 
 
 def _get_process() -> _Process:
-    global _process
-    process = _process
-    if process is None or process.pid != os.getpid():
-        with _lock:
-            process = _process
-            if process is None or process.pid != os.getpid():
-                if process is not None:
-                    _parents.append(process)
-                hub = Hub(make_backend(conf.get("BACKEND")))
-                process = _process = _Process(os.getpid(), hub, Cluster(hub))
+    pid = os.getpid()
+    process = _current.get(pid)
+    if process is None:
+        hub = Hub(make_backend(conf.get("BACKEND")))
+        # No lock, which a fork could inherit: of several at once the first one's stays.
+        process = _current.setdefault(pid, _Process(hub, Cluster(hub)))
     return process
 
 
 def get_dispatcher() -> Dispatcher | None:
     """Return the dispatcher if this process serves sockets."""
-    return _process.dispatcher if _process is not None else None
+    process = _current.get(os.getpid())
+    return process.dispatcher if process is not None else None
 
 
 def start() -> Dispatcher:
@@ -175,8 +179,7 @@ def accept_from_others(adopt: Adopt) -> None:
 
 def stop(timeout: float = 10.0) -> None:
     """End every socket, run what waits for that (`on_finish` last), and let go of the backend."""
-    global _process
-    process = _process
+    process = _current.get(os.getpid())
     if process is None:
         return
     dispatcher = process.dispatcher
@@ -191,7 +194,7 @@ def stop(timeout: float = 10.0) -> None:
         process.handoff.close()
     process.cluster.stop()
     process.hub.stop()
-    _process = None
+    _current.pop(os.getpid(), None)
 
 
 def _before_handler() -> None:

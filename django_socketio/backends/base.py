@@ -18,7 +18,7 @@ class BaseBackend(ABC):
     An address (everybody, a channel, a session) is a topic: a process subscribes to one when its
     first local socket needs it and leaves it with the last. So what a backend knows of topics is
     the membership of the whole cluster, and a payload goes only where somebody waits for it.
-    A topic is a string of up to 600 characters, a payload bytes of any length.
+    A topic is a printable string of up to 600 characters, a payload bytes of any length.
 
     A backend promises:
 
@@ -35,9 +35,9 @@ class BaseBackend(ABC):
       carrier to wait for. Whoever gets it may take it that nothing was sent; only an answer that
       is lost on its way back can make that untrue.
     - **Threads.** All methods may be called from any thread or greenlet, several at a time.
-    - **Any process.** `publish()` works without `start()`. It connects when it first has to, with
-      gevent's patched standard library or without: a backend that only uses `threading` and
-      `socket`, and no gevent, runs in both.
+    - **Any process.** `publish()` works without `start()`, and after `stop()`. It connects when it
+      first has to, with gevent's patched standard library or without: a backend that only uses
+      `threading` and `socket`, and no gevent, runs in both.
     - **Forks.** An instance belongs to the process that made it. A child makes its own, and neither
       uses nor closes what its parent has open.
 
