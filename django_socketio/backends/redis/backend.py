@@ -19,28 +19,29 @@ class RedisBackend(BaseBackend):
     Carry payloads over the pub/sub of Redis, or of Valkey.
 
     A process has one connection that listens, once it is started, and one that publishes, once it
-    has to. `url` is a `redis://`, `rediss://` or `unix://` one; user and password in it, or as
-    options, are those of an ACL user who may `+@pubsub` on `&socketio:*`, and needs nothing else.
+    has to. What is published is at most a message in the memory of Redis: nobody who is not
+    connected when it comes will ever see it.
 
-    `prefix` and the database number of the URL are what isolates: topic `t` is the channel
-    `prefix:database/t`, and two deployments on one Redis hear each other only if both are equal.
-    (Redis itself has one pub/sub for all of its databases.)
+    - `url` begins with `redis://`, `rediss://` or `unix://`. User and password are in it, or in
+      options. An ACL user needs `+@pubsub` and `&socketio:*`, and nothing else.
+    - `prefix` and the database number of the URL isolate: topic `t` is the channel
+      `prefix:database/t`. Two deployments hear each other if both are the same, and only then;
+      Redis itself has one pub/sub for all of its databases.
+    - `timeout` is how many seconds a publish or a subscribe may take in all. While there is no
+      connection, a publish fails as soon as an attempt to connect does; a subscribe waits for one
+      second, which is as long as the listener ever rests between two attempts. Half of it is how
+      long Redis may be silent until the listener asks it for a sign of life.
+    - `sentinels`, pairs of host and port, and `service`: connections go to the master that these
+      know, and follow a failover. The host in the URL then means nothing. What else the URL and
+      the options say holds for the master; sentinels speak TLS if it does, and have a user and a
+      password of their own. The ACL user needs `+role`, too.
+    - `sharded` is for Redis Cluster, with Redis 7 or later: all topics of a deployment are in one
+      slot, as `{prefix:database}/t`, and connections go to the node that has it, wherever it moves.
+      Without, all nodes of a cluster carry all that is published, and receivers are counted on the
+      node that the URL names: processes that name different ones hear each other all the same.
 
-    `timeout`, in seconds, is what a publish or a subscribe may take in all. While there is no
-    connection a subscribe is given up after one second, which is as long as the listener ever waits
-    between two attempts, and a publish as soon as an attempt to connect fails. Half of it is how
-    long Redis may be silent before the listener asks it for a sign of life.
-
-    With `sentinels`, pairs of host and port, connections go to the master of `service` that these
-    know, and a failover is followed; then the URL's host says nothing, and the rest of it holds for
-    the master and, TLS only, for the sentinels. The user needs `+role`, too.
-
-    On a Redis Cluster a publish reaches every node, but its receivers are counted on the one that
-    the URL names, so all processes name the same. `sharded` is for sharded pub/sub (Redis 7): all
-    topics are in one slot, `{prefix:database}/t`, and connections go to the node that has it,
-    wherever that moves. Then other nodes are spared, and the count is right everywhere.
-
-    Whatever else a connection can be told is in `connector.OPTIONS`, by the names of redis-py.
+    `connector.OPTIONS` are the options of connections, by their names in redis-py. Those that are
+    strings may be in the query of the URL as well.
     """
 
     def __init__(
