@@ -17,7 +17,7 @@ from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Sequence
 from os import urandom
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 import gevent
@@ -50,7 +50,7 @@ _READY = 1.0
 """Seconds that a question waits for a node that has only just started to listen."""
 
 _MAX_REQUESTS = 2000
-"""Requests of one name that are being answered at once; more are dropped."""
+"""Requests of one name that are answered at once, unless `limits` says more; others are dropped."""
 
 ALL = "n"
 """The topic of all nodes."""
@@ -134,13 +134,15 @@ class Cluster:
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
         }
+        self.limits: dict[str, int] = {}
         self.counters = hub.counters
         self._hub = hub
         self._beat = beat
         self._silence = silence
         self._alone = not hub.backend.crosses_processes
         self._listens = False
-        self._listening = threading.Lock()
+        self._starter: dict[str, object] = {}
+        self._started = False
         self._questions: dict[str, _Question] = {}
         self._numbers = map(str, itertools.count(1))
         self._busy: Counter[str] = Counter()
@@ -393,25 +395,32 @@ class Cluster:
         if self._listens:
             return
         if self._heart is not None:
-            self._wait_for_the_heart()
+            self._wait_for(lambda: self._listens)
             return
-        with self._listening:
-            if self._listens:
-                return
-            self._hub.backend.start(self._hub.deliver)
-            try:
-                self._hub.keep([self.topic])
-            except BaseException:
-                self._hub.backend.stop()
-                raise
-            self._listens = True
+        self._start_backend()
+        self._hub.keep([self.topic])
+        self._listens = True
 
-    def _wait_for_the_heart(self) -> None:
+    def _start_backend(self) -> None:
+        """Start it once, whichever thread comes first."""
+        me = object()
+        if self._starter.setdefault("is", me) is me:
+            try:
+                self._hub.backend.start(self._hub.deliver)
+            except BaseException:
+                self._starter.clear()
+                raise
+            self._started = True
+        self._wait_for(lambda: self._started)
+
+    @staticmethod
+    def _wait_for(condition: Callable[[], bool]) -> None:
+        # Locks and events of gevent are not for threads that it has not made.
         until = monotonic() + _READY
-        while not self._listens:  # no Event: those of gevent are for one thread
+        while not condition():
             if monotonic() > until:
-                raise BackendError("this node has not reached the backend yet")
-            gevent.sleep(_READY / 100)
+                raise BackendError("the backend has not been reached yet")
+            sleep(_READY / 100)
 
     def _request(
         self, number: str, name: str, args: Sequence[Any], attachments: tuple[bytes, ...] = ()
@@ -457,14 +466,15 @@ class Cluster:
     def _request_received(
         self, number: str, node: str, name: str, args: list[Any], attachments: tuple[bytes, ...]
     ) -> None:
+        limit = self.limits.get(name, _MAX_REQUESTS)
         if self._heart is None or name not in self.answerers:
             self.counters["dropped: unknown request"] += 1
-        elif self._busy[name] >= _MAX_REQUESTS:
+        elif self._busy[name] >= limit:
             self.counters["dropped: too many requests"] += 1
         else:
             self._busy[name] += 1
-            if self._busy[name] == _MAX_REQUESTS:
-                logger.warning("%d requests for %r are open; more are dropped", _MAX_REQUESTS, name)
+            if self._busy[name] == limit:
+                logger.warning("%d requests for %r are open; more are dropped", limit, name)
             gevent.spawn(self._reply, number, node, name, args, attachments)
 
     def _reply(

@@ -14,7 +14,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
-from gevent import get_hub, signal_handler, spawn_later
+from gevent import get_hub, signal_handler, sleep, spawn_later
 from gevent.event import Event
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
@@ -26,6 +26,9 @@ _MARGIN = 1.0
 
 _QUICK = 1.0
 """Seconds that a worker takes for its end when it is told to hurry."""
+
+_BEHIND = 5.0
+"""Seconds that a worker that cannot serve leaves it to another to say so."""
 
 _BEAT = 1.0
 """Seconds between two signs of life to the arbiter."""
@@ -57,9 +60,8 @@ class SocketIOWorker(GeventWorker):
 
     def init_process(self) -> None:
         """Become a worker: patch, then import the project, then serve."""
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL
-        )  # while there is nothing to be ended with care
+        # Until it serves there is nothing to be ended with care.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         super().init_process()
 
     def init_signals(self) -> None:
@@ -91,6 +93,9 @@ class SocketIOWorker(GeventWorker):
 
     def _refuse(self, problem: str) -> None:
         """Have the arbiter end, rather than start one worker after the other."""
+        # One says so for all: an arbiter that hears it of another while it ends fails over that.
+        if (self.age - 1) % self.cfg.workers:
+            sleep(_BEHIND)
         self.log.error("%s", problem)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
 

@@ -47,6 +47,9 @@ _MAX_MESSAGE = 262_144
 _AT_ONCE = 16
 """Connections that are taken in at the door in one turn of the loop."""
 
+_MAX_RELAYED = 10_000
+"""Requests of other hosts that are served at once. Most of them are polls, which wait."""
+
 _SLACK = 5.0
 """Seconds that a relayed request may take longer than the longest poll."""
 
@@ -76,6 +79,7 @@ class Handoff:
         self._relays: set[_Relay] = set()
         self._no_relays = Event()
         self._closing = False
+        cluster.limits["request"] = _MAX_RELAYED
         cluster.answerers["request"] = self._relayed
         cluster.answerers["let go"] = self._let_go
         cluster.answerers["hang up"] = self._hung_up
@@ -103,7 +107,7 @@ class Handoff:
         self._closing = True
         if self._door is not None:
             self._close_door()
-        for relay in self._relays:
+        for relay in list(self._relays):
             self._tell(relay, "let go")
         if self._relays:
             self._no_relays.wait(_FAREWELL)
@@ -180,9 +184,12 @@ class Handoff:
 
     def _attend(self) -> None:
         """Take in some of those who are at the door. Called by the loop."""
-        for _ in range(_AT_ONCE):
-            if not self._take_in():
-                return
+        try:
+            for _ in range(_AT_ONCE):
+                if not self._take_in():
+                    return
+        except Exception:  # or the loop would not call again
+            logger.exception("A connection of another worker was lost")
 
     def _take_in(self) -> bool:
         """Take in the next connection; return False if nobody is at the door."""

@@ -16,7 +16,7 @@ from gevent._hub_local import get_hub_if_exists
 
 from . import envelope
 from .backends import BackendError, BaseBackend
-from .engine import Frame, Outbox
+from .engine import Frame
 from .envelope import Envelope, InvalidEnvelope
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Hub:
     def __init__(self, backend: BaseBackend) -> None:
         self.backend = backend
         self.counters: Counter[str] = Counter()
-        self.outbox: Outbox | None = None
+        self.delivered: Callable[[], None] = lambda: None
         self.correspond: Callable[[str, Envelope], None] = lambda topic, letter: None
         self._members: dict[str, dict[str, Member]] = {}
         self._joining: Counter[str] = Counter()
@@ -70,6 +70,9 @@ class Hub:
 
     def start(self) -> None:
         self._home = get_hub()
+        if self._kept:  # it has heard answers before, in a process that served nothing yet
+            self.backend.stop()
+            self._kept.clear()
         self.backend.start(self.deliver)
 
     def stop(self) -> None:
@@ -166,21 +169,14 @@ class Hub:
     def channels(self, namespace: str) -> dict[str, int]:
         """Return the channels that have members here, and how many."""
         start = channel(namespace, "")
-        found = self._members.items()
+        found = list(self._members.items())  # at once: other threads ask, too
         return {name[len(start) :]: len(who) for name, who in found if name.startswith(start)}
 
     # Messages
 
     def publish(self, topic: str, letter: Envelope) -> int:
         """Publish as the backend does, and return what it does."""
-        payload = envelope.encode(letter)
-        if self.outbox is None or get_hub_if_exists() is not self._home:
-            return self.backend.publish(topic, payload)
-        self.outbox.expect()  # our own copy comes back with the answer
-        try:
-            return self.backend.publish(topic, payload)
-        finally:
-            self.outbox.arrived()
+        return self.backend.publish(topic, envelope.encode(letter))
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Hand a payload of the backend to the members of its topic, in the thread that is home."""
@@ -203,6 +199,7 @@ class Hub:
                 frame = Frame.message(*letter.packets)
                 for member in recipients:
                     member.deliver(frame)
+                self.delivered()
         elif letter.kind == envelope.DISCONNECT:
             for member in self._recipients(topic, letter):
                 member.disconnect()

@@ -155,7 +155,9 @@ def start() -> Dispatcher:
         ),
     )
     if process.hub.backend.crosses_processes:
-        process.hub.outbox = process.dispatcher.engine.outbox
+        outbox = process.dispatcher.engine.outbox
+        outbox.moderate()
+        process.hub.delivered = outbox.delivered
     process.handoff = Handoff(process.dispatcher.engine, process.cluster, runtime_directory())
     return process.dispatcher
 

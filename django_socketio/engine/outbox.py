@@ -12,28 +12,54 @@ class Flushable(Protocol):
 
 
 _MANY = 32
-"""Connections whose flush takes long enough to be worth a moment's wait for more."""
+"""Connections whose flush takes long enough to be worth a moment's wait."""
 
-_MOMENT = 0.001
-"""Seconds that a flush waits at most for what is expected."""
+_MOMENT = 0.0005
+"""Seconds of that."""
+
+_SELDOM = 256
+"""Flushes between two attempts at waiting, at most, while it does not pay."""
 
 
 class Outbox:
     """
     Flush each connection once per loop turn.
 
-    Messages that are sent together then leave in one system call. A flush of many connections also
-    waits for what is just about to come back from a carrier, so that it leaves along with it.
+    Messages that are sent together then leave in one system call. `moderate()` is for messages that
+    come one by one from a carrier, each to many: then a flush of many connections waits for a
+    moment, as long as that makes it take several messages along; while it does not, it is only
+    tried again now and then.
     """
 
-    __slots__ = ("_dirty", "_expected", "_loop", "_timer", "_waits")
+    __slots__ = (
+        "_attempts_in",
+        "_before",
+        "_dirty",
+        "_loop",
+        "_messages",
+        "_moderate",
+        "_patience",
+        "_pays",
+        "_timer",
+    )
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._dirty: list[Flushable] = []
-        self._expected = 0
-        self._waits = False
+        self._moderate = False
+        self._messages = 0
+        self._before = 0  # messages at the beginning of the wait
+        self._pays = False
+        self._patience = self._attempts_in = 1
         self._timer = loop.timer(_MOMENT)
+
+    def moderate(self) -> None:
+        """Wait a moment for more where it pays. `delivered()` tells when more has come."""
+        self._moderate = True
+
+    def delivered(self) -> None:
+        """Be told that a message of the carrier has been added, to however many connections."""
+        self._messages += 1
 
     def add(self, connection: Flushable) -> None:
         """Have `connection.flush()` called at the end of this turn. It must not raise."""
@@ -41,32 +67,24 @@ class Outbox:
             self._loop.run_callback(self._end_turn)
         self._dirty.append(connection)
 
-    def expect(self) -> None:
-        """Be told that something is under way which will make more to flush."""
-        self._expected += 1
-
-    def arrived(self) -> None:
-        """Be told that what was expected has come."""
-        self._expected -= 1
-        if self._waits and not self._expected:
-            # Not at once: the next thing may be under way before this turn ends.
-            self._loop.run_callback(self._end_wait)
-
     def _end_turn(self) -> None:
-        if self._expected and len(self._dirty) >= _MANY:
-            self._waits = True
-            self._timer.start(self._flush)
+        if self._moderate and len(self._dirty) >= _MANY and self._is_to_wait():
+            self._before = self._messages
+            self._timer.start(self._end_wait, update=True)
         else:
             self._flush()
 
+    def _is_to_wait(self) -> bool:
+        self._attempts_in -= 1
+        return self._pays or self._attempts_in <= 0
+
     def _end_wait(self) -> None:
-        if self._waits and not self._expected:
-            self._flush()
+        self._pays = self._messages > self._before
+        self._patience = 1 if self._pays else min(2 * self._patience, _SELDOM)
+        self._attempts_in = self._patience
+        self._flush()
 
     def _flush(self) -> None:
-        if self._waits:
-            self._waits = False
-            self._timer.stop()
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
             try:

@@ -225,7 +225,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         self._take = take
 
     def release(self) -> tuple[Any, bytes] | None:
-        if isinstance(self._waiting, SSLSocket):
+        if isinstance(self._waiting, SSLSocket) or not self._received:
             return None
         self._released = self.close_connection = True
         self.environ["wsgi.input"] = self.wsgi_input = _NO_BODY
@@ -371,6 +371,7 @@ class _Body(RawIOBase):
             buffer[: len(data)] = data
             size = len(data)
         elif size:
+            handler._received = b""  # is not all any more
             handler.socket.settimeout(BODY_TIMEOUT)
             try:
                 size = handler.socket.recv_into(buffer, size)

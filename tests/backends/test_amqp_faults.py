@@ -117,6 +117,7 @@ def test_callers_wait_a_moment_and_then_fail_at_once(make: Make, proxy: Proxy) -
         callers = [gevent.spawn(failure, backend.publish, "t", b"x") for _ in range(200)]
         assert all("refused" in caller.get() for caller in callers)
     assert backend.counters["publish failed"] == 201
+    wait_until(lambda: not backend._carrier._publisher._calls)
     proxy.restore()
     wait_until(lambda: not failed(backend.publish, "t", b"x"))
 
@@ -228,10 +229,11 @@ def test_callers_that_are_killed_leave_nothing_behind(
 def test_one_that_is_killed_before_its_message_was_sent_has_not_sent_it(
     backend: AMQPBackend, inbox: Inbox
 ) -> None:
-    killed = [gevent.spawn(backend.publish, "t", b"killed") for _ in range(10)]
-    gevent.idle()
-    gevent.killall(killed)
-    gevent.killall([gevent.spawn(backend.publish, "t", b"never")])
+    for _ in range(20):
+        killed = gevent.spawn(backend.publish, "t", b"never")
+        gevent.sleep(0)  # it has asked for it, and who sends it has not looked yet
+        assert backend._carrier._publisher._calls
+        killed.kill()
     assert hears(backend, inbox)
     assert ("t", b"never") not in inbox
 
@@ -321,7 +323,7 @@ def test_two_quick_losses_cost_no_subscription(make: Make, inbox: Inbox, proxy: 
         proxy.cut()
         wait_for(backend, "listener connected", before + 1)
         gevent.sleep(random.uniform(0, 0.1))
-    backend.subscribe(["done"])
+    wait_until(lambda: not failed(backend.subscribe, ["done"]))
     assert [publisher.publish(topic, b"x") for topic in topics] == len(topics) * [1]
     wait_until(lambda: [each[0] for each in inbox] == topics)
 
@@ -401,8 +403,10 @@ def test_a_process_that_ends_does_not_wait_for_a_silent_host(make: Make, proxy: 
     backend = listening(make(proxy.url, timeout=100 * TIMEOUT), Inbox(), "t")
     backend.publish("t", b"x")
     proxy.hush()
+    threads = [link._thread for link in (backend._carrier._publisher, backend._carrier._consumer)]
     with within(2.5):
         backend.stop()
+    wait_until(lambda: not any(thread.is_alive() for thread in threads), timeout=5)
 
 
 @pytest.mark.timeout(240)

@@ -36,11 +36,13 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 def once_more(module: ModuleType, *without: str) -> None:
-    """Have the tests of a module here too, with the fixtures of this one."""
-    for name, test in inspect.getmembers(module, inspect.isfunction):
-        if name.startswith("test_") and name not in without:
+    """Have the tests of a module here too, with its fixtures, but served by this front."""
+    for name, value in vars(module).items():
+        if isinstance(value, type(serve)):
+            globals()[name] = value
+        elif name.startswith("test_") and inspect.isfunction(value) and name not in without:
             about = module.__name__.rpartition(".test_")[2]
-            globals()[name.replace("test_", f"test_{about}_", 1)] = test
+            globals()[name.replace("test_", f"test_{about}_", 1)] = value
 
 
 once_more(test_leaks)
@@ -58,8 +60,8 @@ once_more(
     "test_a_connection_that_says_no_more",
     "test_no_header_splits_an_answer",
     "test_what_is_logged",
+    "test_what_was_released_is_not_logged",
 )
-certificate, secure, echoing = test_tls.certificate, test_tls.secure, test_upgrade.echoing
 
 
 # What could be read in two ways

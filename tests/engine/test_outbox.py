@@ -1,5 +1,6 @@
 """What leaves in a turn of the loop: everybody's, whatever becomes of one."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -31,11 +32,13 @@ class Timer:
 
     end: Callable[[], None] | None = None
 
-    def start(self, callback: Callable[[], None]) -> None:
+    def start(self, callback: Callable[[], None], update: bool) -> None:
         self.end = callback
 
-    def stop(self) -> None:
-        self.end = None
+    def expire(self) -> None:
+        end, self.end = self.end, None
+        assert end is not None
+        end()
 
 
 class Connection:
@@ -94,51 +97,68 @@ def test_what_is_added_by_a_flush_leaves_in_the_next_turn() -> None:
     assert log == ["flush two"]
 
 
-def many(outbox: Outbox, log: list[str]) -> None:
-    for number in range(40):
-        outbox.add(Connection(log, str(number)))
+class Fan:
+    """Messages of a carrier, each to forty connections."""
+
+    def __init__(self) -> None:
+        self.loop, self.log = Loop(), list[str]()
+        self.outbox = Outbox(self.loop)
+        self.outbox.moderate()
+        self.connections = [Connection(self.log, str(number)) for number in range(40)]
+
+    def deliver(self, times: int = 1) -> None:
+        """Have messages come, of which the first marks the connections."""
+        if times:
+            for connection in self.connections:
+                self.outbox.add(connection)
+        for _ in range(times):
+            self.outbox.delivered()
+        self.loop.turn()
+
+    @property
+    def waits(self) -> bool:
+        return self.loop.moment.end is not None
+
+    def flushed(self) -> bool:
+        """Tell whether all have been flushed since the last time, once."""
+        flushes = len(self.log)
+        self.log.clear()
+        assert flushes in (0, 40)
+        return flushes == 40
 
 
-def test_many_wait_for_what_is_about_to_come() -> None:
-    """A flush of hundreds takes as long as several answers of a carrier."""
-    loop, log = Loop(), list[str]()
-    outbox = Outbox(loop)
-    outbox.expect()
-    many(outbox, log)
-    loop.turn()
-    assert log == []
-    outbox.arrived()
-    outbox.expect()  # the handler's next
-    loop.turn()
-    assert log == []
-    outbox.arrived()
-    outbox.add(Connection(log, "last"))
-    loop.turn()
-    assert len(log) == 41 and log[-1] == "flush last"
-    assert loop.moment.end is None
-    outbox.add(Connection(log, "next"))
-    loop.turn()
-    assert log[-1] == "flush next"
+def test_many_wait_as_long_as_it_takes_several_messages_along() -> None:
+    fan = Fan()
+    for _ in range(5):
+        fan.deliver()
+        assert fan.waits and not fan.flushed()
+        fan.outbox.delivered()
+        fan.loop.moment.expire()
+        assert fan.flushed()
+
+
+def test_where_it_does_not_pay_it_is_tried_seldom() -> None:
+    fan, waited = Fan(), []
+    for number in range(2000):
+        fan.deliver()
+        if fan.waits:
+            waited.append(number)
+            fan.loop.moment.expire()
+        assert fan.flushed()
+    gaps = [later - sooner for sooner, later in itertools.pairwise(waited)]
+    assert gaps[:8] == [2, 4, 8, 16, 32, 64, 128, 256]
+    assert set(gaps[8:]) == {256}
 
 
 def test_few_wait_for_nothing() -> None:
-    loop, log = Loop(), list[str]()
-    outbox = Outbox(loop)
-    outbox.expect()
-    outbox.add(Connection(log, "one"))
-    loop.turn()
-    assert log == ["flush one"]
+    fan = Fan()
+    fan.connections = fan.connections[:8]
+    fan.deliver()
+    assert len(fan.log) == 8
 
 
-def test_nobody_waits_for_longer_than_a_moment() -> None:
-    loop, log = Loop(), list[str]()
-    outbox = Outbox(loop)
-    outbox.expect()
-    many(outbox, log)
-    loop.turn()
-    assert loop.moment.end is not None
-    loop.moment.end()
-    assert len(log) == 40
-    outbox.arrived()
-    loop.turn()
-    assert len(log) == 40
+def test_without_a_carrier_nobody_waits() -> None:
+    fan = Fan()
+    fan.outbox = Outbox(fan.loop)
+    fan.deliver()
+    assert fan.flushed()

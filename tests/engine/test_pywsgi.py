@@ -1,21 +1,28 @@
 """The HTTP front over a real socket: one reading of each request, deadlines, and no leftovers."""
 
 import logging
+import socket
+import struct
 import time
-from collections.abc import Callable
+from _socket import socket as RawSocket
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import gevent
 import pytest
+from gevent.socket import wait_read
 
-from django_socketio.engine import pywsgi
+from django_socketio.engine import FRONT, pywsgi
 from tests.support import UNIT, wait_until
 
+from . import test_tls
 from .clients import PATH, Http, chunked, request
 from .served import Served
 from .test_handshake import UNKNOWN_SID, UPGRADE
 
 SECOND = request("GET", "/smuggled")
+certificate = test_tls.certificate
 
 
 def test_keep_alive(served: Served) -> None:
@@ -454,3 +461,180 @@ def test_nothing_is_made_of_a_connection_that_never_speaks(serve: Callable[..., 
         served.clients.remove(client)
     assert served.http().get("/page").status == 200
     wait_until(lambda: served.server.connections == 1, what="the end of the others")
+
+
+# Connections that are passed on
+
+
+class Giver:
+    """An application that gives up every connection at `/given`, and serves the others."""
+
+    def __init__(self, served: Served) -> None:
+        self.given: list[tuple[Any, bytes]] = []
+        self._serve = served.server.application
+        served.server.application = self.serve
+
+    def serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/given":
+            answer: Iterable[bytes] = self._serve(environ, start_response)
+            return answer
+        given = environ[FRONT].release()
+        if given is None:
+            start_response("200 OK", [("Content-Length", "4")])
+            return [b"kept"]
+        self.given.append(given)
+        return []
+
+
+@pytest.fixture
+def giver(served: Served) -> Iterator[Giver]:
+    giver = Giver(served)
+    yield giver
+    for sock, _ in giver.given:
+        sock.close()
+
+
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("pieces", [1, 1000], ids=["at once", "bytewise"])
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_a_request_is_released_whole(
+    served: Served, giver: Giver, method: str, pieces: int, before: int
+) -> None:
+    """All that was read from its head on, and the socket that has the rest."""
+    client = served.http()
+    for _ in range(before):
+        assert client.get("/page").status == 200
+    body = b"body" if method == "POST" else None
+    data = request(method, "/given", body) + request("GET", "/behind")
+    client.send_in_pieces(data, -(-len(data) // pieces))
+    wait_until(lambda: giver.given)
+    ((sock, received),) = giver.given
+    assert not sock.getblocking()
+    while len(received) < len(data):
+        wait_read(sock.fileno())
+        received += sock.recv(65536)
+    assert received == data
+    assert served.server.drain(0)
+    sock.send(b"an answer of somebody else")
+    assert client.receive() == b"an answer of somebody else"
+    assert len(served.app.requests) == before
+
+
+def test_what_is_released_is_closed_by_nobody_else(served: Served, giver: Giver) -> None:
+    client = served.http().request("GET", "/given")
+    wait_until(lambda: giver.given and not served.server.connections, what="the handler's end")
+    ((sock, _),) = giver.given
+    client.send(b"more")
+    wait_read(sock.fileno())
+    assert sock.recv(100) == b"more"
+    sock.close()
+    assert client.gone()
+
+
+def test_a_body_that_came_in_part_is_released(served: Served, giver: Giver) -> None:
+    client = served.http().send(request("POST", "/given", b"0123456789")[:-5])
+    wait_until(lambda: giver.given)
+    ((sock, received),) = giver.given
+    assert received.endswith(b"\r\n\r\n01234")
+    client.send(b"56789")
+    wait_read(sock.fileno())
+    assert sock.recv(100) == b"56789"
+
+
+def test_no_100_continue_goes_before_a_release(served: Served, giver: Giver) -> None:
+    headers = {"Expect": "100-continue", "Content-Length": "5"}
+    client = served.http().send(request("POST", "/given", headers=headers))
+    wait_until(lambda: giver.given)
+    giver.given.pop()[0].close()
+    assert client.rest() == b""
+
+
+@pytest.mark.parametrize(("size", "given"), [(3, True), (8, False)])
+def test_a_body_that_is_read_already_is_not_released(
+    served: Served, giver: Giver, size: int, given: bool
+) -> None:
+    """What came with the head may be read, for it is kept."""
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ["wsgi.input"].read(size)
+        return giver.serve(environ, start_response)
+
+    served.server.application = serve
+    data = request("POST", "/given", b"0123456789")
+    client = served.http().send(data[:-5])
+    if given:
+        wait_until(lambda: giver.given)
+        assert giver.given[0][1] == data[:-5]
+    else:
+        wait_until(lambda: served.server._requests)
+        assert client.send(data[-5:]).answer().body == b"kept"
+        assert client.get("/page").status == 200
+
+
+def test_tls_is_not_released(serve: Callable[..., Served], certificate: dict[str, str]) -> None:
+    served = serve(tls=certificate)
+    giver = Giver(served)
+    client = served.http()
+    assert client.get("/given").body == b"kept"
+    assert client.get("/page").status == 200
+    assert not giver.given
+
+
+def test_what_was_released_is_not_logged(
+    served: Served, giver: Giver, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", logger="django_socketio"):
+        client = served.http()
+        client.get("/page")
+        client.request("GET", "/given")
+        wait_until(lambda: not served.server.connections, what="the handler's end")
+    assert ["/given" in record.getMessage() for record in caplog.records] == [False]
+
+
+def test_a_released_connection_is_adopted(serve: Callable[..., Served]) -> None:
+    """As if it had come to the other server in the first place."""
+    here, there = serve(), serve()
+    giver = Giver(here)
+    client = here.http()
+    client.get("/page")
+    client.send(request("POST", "/given", b"hello")[:-2])
+    wait_until(lambda: giver.given)
+    there.server.adopt(*giver.given.pop())
+    assert client.send(b"lo").answer().body == b"hello"
+    for number in range(3):
+        assert client.post("/page", b"%d" % number).body == b"%d" % number
+    assert len(there.app.requests) == 4 and len(here.app.requests) == 1
+    websocket = client.get(f"{PATH}websocket", UPGRADE)
+    assert websocket.status == 101 and len(there.engine.sessions) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /page HT", b"\r\n"])
+def test_an_adopted_connection_may_begin_anywhere(served: Served, data: bytes) -> None:
+    client, server_side = socket.socketpair()
+    with client, server_side:
+        served.server.adopt(RawSocket(fileno=server_side.detach()), data)
+        whole = request("GET", "/page", headers={"Connection": "close"})
+        client.sendall(whole[len(data.lstrip()) :])
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_an_adopted_connection_whose_client_has_gone(served: Served) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()) as client:
+        accepted = listener.accept()[0]
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock = RawSocket(fileno=accepted.detach())
+    served.server.adopt(sock, request("GET", "/page"))
+    assert sock.fileno() == -1
+    assert served.http().get("/end").status == 200
+    assert served.app.requests == [("GET", "/end", b"")]
+
+
+def test_what_was_adopted_a_moment_ago_is_answered_before_the_end(served: Served) -> None:
+    client, server_side = socket.socketpair()
+    with client, server_side:
+        served.server.adopt(RawSocket(fileno=server_side.detach()), request("GET", "/page"))
+        assert served.server.drain(20 * UNIT)
+        assert served.app.requests == [("GET", "/page", b"")]
+        client.settimeout(0)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")

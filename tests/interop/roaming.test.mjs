@@ -70,6 +70,18 @@ async function numbersBothWays(socket, count) {
   );
 }
 
+/**
+ * Resolves when the socket works: whoever polled through a worker that is gone may notice late.
+ */
+async function recovered(socket) {
+  for (;;) {
+    if (!socket.connected) await next(socket, "connect");
+    const disconnected = next(socket, "disconnect").then(() => "disconnected");
+    const outcome = await Promise.race([numbersBothWays(socket, 100), disconnected]);
+    if (outcome !== "disconnected") return;
+  }
+}
+
 const AGENTS = [
   ["a connection for each request", () => ({})],
   ["connections that are kept", () => ({ agent: new http.Agent({ keepAlive: true }) })],
@@ -122,10 +134,7 @@ for (const [name, agent] of AGENTS) {
     victim.dead = true;
     process.kill(victim.pid, "SIGKILL");
     await Promise.all([...ended, ...again]);
-    for (const socket of sockets) {
-      if (!socket.connected) await next(socket, "connect"); // it polled through the victim
-      await numbersBothWays(socket, 100);
-    }
+    for (const socket of sockets) await recovered(socket);
   });
 }
 
@@ -141,10 +150,9 @@ if (apart)
     let connections = 0;
     const url = await balancer(t, () => (connections++ ? away : home));
     const socket = await connected(t, url, { transports: ["polling", "websocket"] });
-    const declined = next(socket.io.engine, "upgradeError");
     assert.equal(ownerOf(socket), home);
     await numbersBothWays(socket, 1000);
-    await declined;
+
     assert.equal(transportOf(socket), "polling");
     await numbersBothWays(socket, 1000);
   });

@@ -106,7 +106,7 @@ def test_two_workers(shared: Project) -> None:
         assert re.search(
             r"backend django_socketio\.backends\.redis[.\w]*\.RedisBackend", running.output
         )
-        assert '"GET /view/ HTTP/1.1" 200' in running.output
+        running.said('"GET /view/ HTTP/1.1" 200')
         assert "transport=polling" not in running.output
         assert running.end(signal.SIGTERM) == 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base import BaseBackend, Deliver
 from ..exceptions import BackendError, InvalidBackend
-from .consumer import Consumer, Subscribe
+from .consumer import Consumer
 from .link import Broker
 from .memory import Memory
 from .publisher import Publish, Publisher
@@ -118,7 +118,7 @@ class Network:
         if self._consumer is None:
             raise BackendError("The backend is not started.")
         if topics:
-            self._consumer.ask(Subscribe({routing_key(topic): topic for topic in topics}))
+            self._consumer.subscribe({routing_key(topic): topic for topic in topics})
 
     def unsubscribe(self, topics: Sequence[str]) -> None:
         if self._consumer is not None:

@@ -32,16 +32,6 @@ _COMPLAINTS = 60.0
 """Seconds between two lines about messages that were dropped."""
 
 
-class Subscribe(Call):
-    """Topics, by their routing keys."""
-
-    __slots__ = ("topics",)
-
-    def __init__(self, topics: Mapping[bytes, str]) -> None:
-        super().__init__()
-        self.topics = topics
-
-
 class Consumer(Link):
     """
     Receive from a queue that lives and dies with the connection.
@@ -60,27 +50,29 @@ class Consumer(Link):
         self._max_bytes = max_bytes
         self._deliver = deliver
         self._topics: dict[bytes, str] = {}
-        self._changes: deque[bytes | Subscribe] = deque()
+        self._changes: deque[bytes | Call] = deque()
         self._left: deque[bytes] = deque()
-        self._asked: list[Subscribe] | None = None
+        self._asked: list[Call] | None = None
         self._asked_at = 0.0
-        self._restored = Subscribe({})
+        self._restored = Call()
         self._exchange = broker.exchange.encode()
         self._queue = b""
         self._delivery = b"", b"", b""
         self._complain_at = 0.0
 
-    def unsubscribe(self, keys: Iterable[bytes]) -> None:
-        if self.is_forked:
-            return
-        for key in keys:
-            if self._topics.pop(key, None) is not None:
-                self._left.append(key)
-        self.ring()
+    def subscribe(self, topics: Mapping[bytes, str]) -> None:
+        """Bind topics, by their routing keys; it is tried until they are left, whatever happens."""
+        if not self.is_forked:
+            self._topics.update(topics)
+            self._changes.extend(topics)
+        self.ask(Call())
 
-    def _enqueue(self, call: Subscribe) -> None:
-        self._topics.update(call.topics)
-        self._changes.extend(call.topics)
+    def unsubscribe(self, keys: Iterable[bytes]) -> None:
+        if not self.is_forked:
+            self._left.extend(key for key in keys if self._topics.pop(key, None) is not None)
+            self.ring()
+
+    def _enqueue(self, call: Call) -> None:
         self._changes.append(call)
 
     def _declare(self, channel: Any) -> None:
@@ -111,30 +103,32 @@ class Consumer(Link):
     def _connected(self) -> None:
         """Bind the queue to everything."""
         waiting = self._drain()
-        self._restored = Subscribe({})
+        self._restored = Call()
         self._changes.extend(list(self._topics))
         self._changes.extend([self._restored, *waiting])
 
-    def _drain(self) -> list[Subscribe]:
+    def _drain(self) -> list[Call]:
         """Forget all changes; return the calls that wait for them."""
         _take(self._left)
         asked, self._asked = self._asked or [], None
-        return asked + [each for each in _take(self._changes) if isinstance(each, Subscribe)]
+        return asked + [each for each in _take(self._changes) if isinstance(each, Call)]
 
     def _write(self) -> None:
         """Write a batch, unless the answer to the last one is still due."""
         if self._asked is not None or self.out:
             return
-        batch = _take(self._changes, _BATCH)
-        batch += _take(self._left, max(_BATCH - len(batch), _LEAVING))
-        if not batch:
+        changes = _take(self._changes, _BATCH)
+        left = _take(self._left, max(_BATCH - len(changes), _LEAVING))
+        if not changes and not left:
             return
-        for key in dict.fromkeys(each for each in batch if isinstance(each, bytes)):
+        calls = [each for each in changes if isinstance(each, Call)]
+        keys = [each for each in changes if isinstance(each, bytes)]
+        for key in dict.fromkeys(keys + left):
             # In whatever order: what holds now counts, and who changes it again asks again.
             self.out += self._bind(key) if key in self._topics else self._unbind(key)
         # The shortest question of those that the broker answers when all before it is done.
         self.out += frames.method(frames.BASIC_QOS, _NO_LIMIT)
-        self._asked = [each for each in batch if isinstance(each, Subscribe)]
+        self._asked = calls
         self._asked_at = time.monotonic()
 
     def _bind(self, key: bytes) -> bytes:

@@ -376,7 +376,7 @@ class Link:
     def _fail(self, error: Exception, since: float) -> None:
         if self.is_forked or self.closing.is_set():
             return
-        expected = (Lost, frames.NotAMQP, *self.broker.errors)
+        expected: tuple[type[Exception], ...] = (Lost, frames.NotAMQP, *self.broker.errors)
         if self._outage is None and not isinstance(error, expected):
             logger.exception("The AMQP %s has failed, and starts anew", self.role)
         why = str(error) or type(error).__name__
