@@ -147,7 +147,10 @@ class Cluster:
         self._numbers = map(str, itertools.count(1))
         self._busy: Counter[str] = Counter()
         self._others: dict[str, float] = {}  # node: when it was last heard
+        self._beats = 0
         self._hearing_since = 0.0  # from when on there is no excuse for hearing nothing
+        self._settles_with = 0  # the beat whose echo comes when all others must have been heard
+        self._echoed = 0  # the last beat that has come back
         self._heard_myself = 0.0
         self._restarting = False
         self._outage: float | None = None
@@ -173,7 +176,7 @@ class Cluster:
         self._heart = None
         if self._listens and self._outage is None:
             try:
-                self._hub.publish(ALL, _letter(envelope.BEAT, [self.node, "gone"]))
+                self._hub.publish(ALL, _letter(envelope.BEAT, [self.node, "gone", 0]))
             except BackendError as error:
                 logger.info("Could not say good-bye to the other nodes: %s", error)
 
@@ -205,7 +208,7 @@ class Cluster:
     def _settled(self) -> bool:
         """Tell whether this node must have heard every other by now."""
         hears = self._heart is not None and self._listens
-        return hears and monotonic() - self._hearing_since > 1.5 * self._beat
+        return hears and self._echoed >= self._settles_with
 
     def _live(self) -> None:
         while True:
@@ -235,7 +238,8 @@ class Cluster:
             self._listens = True
         elif self._restarting or (self._outage is None and self._hears_nothing()):
             self._restart()
-        self._hub.publish(ALL, _letter(envelope.BEAT, [self.node, "alive"]))
+        self._beats += 1
+        self._hub.publish(ALL, _letter(envelope.BEAT, [self.node, "alive", self._beats]))
         if self._outage is not None:
             logger.warning("The backend is back after %.1f s", monotonic() - self._outage)
             self._outage = None
@@ -244,6 +248,7 @@ class Cluster:
     def _begin_to_hear(self) -> None:
         """Count anew from when on whoever is silent is lost, or this node deaf."""
         self._hearing_since = monotonic()
+        self._settles_with = self._beats + 3
         self._others.update(dict.fromkeys(self._others, self._hearing_since))
 
     def _hears_nothing(self) -> bool:
@@ -436,8 +441,8 @@ class Cluster:
             self._drop(topic, str(error))
             return
         match letter.kind, body:
-            case envelope.BEAT, [node, str(state)] if _are_nodes(node):
-                self._beat_received(node, state)
+            case envelope.BEAT, [node, str(state), int(number)] if _are_nodes(node):
+                self._beat_received(node, state, number)
             case envelope.REQUEST, [str(number), node, str(name), list(args)] if _are_nodes(node):
                 if node != self.node or topic != ALL:
                     self._request_received(number, node, name, args, letter.packets[1:])
@@ -455,9 +460,9 @@ class Cluster:
         self.counters["dropped: invalid envelope"] += 1
         logger.warning("Dropped a payload on topic %r: %s", topic, problem)
 
-    def _beat_received(self, node: str, state: str) -> None:
+    def _beat_received(self, node: str, state: str, number: int) -> None:
         if node == self.node:
-            self._heard_myself = monotonic()
+            self._heard_myself, self._echoed = monotonic(), number
         elif state == "gone":
             self._others.pop(node, None)
         else:

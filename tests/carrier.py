@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 
+import gevent
 from gevent.event import Event
 
 from django_socketio.backends import UNKNOWN, BackendError
@@ -28,7 +29,12 @@ class Net:
 
 
 class Carrier(MemoryBackend):
-    """A process's end of the carrier. A deaf one sends and hears nothing; a frozen one neither."""
+    """
+    A process's end of the carrier.
+
+    A deaf one sends and hears nothing, until it is started anew, for which it `refuses` so many
+    times; a frozen one does neither. What it hears comes with some `delay`.
+    """
 
     crosses_processes = True
 
@@ -38,6 +44,7 @@ class Carrier(MemoryBackend):
         self.deaf = False
         self.starts = 0
         self.refuses = 0
+        self.delay = 0.0
         self.published: list[str] = []
         self._moves = Event()
         self._moves.set()
@@ -62,7 +69,11 @@ class Carrier(MemoryBackend):
         return self.net.count(super().publish(topic, payload))
 
     def receive(self, topic: str, payload: bytes) -> None:
-        if self._moves.is_set() and not self.deaf:
+        if not self._moves.is_set() or self.deaf:
+            return
+        if self.delay:
+            gevent.spawn_later(self.delay, super().receive, topic, payload)
+        else:
             super().receive(topic, payload)
 
     def freeze(self) -> None:

@@ -256,6 +256,24 @@ def test_nobody_is_missed_who_takes_his_time(
     assert not open_questions(process)
 
 
+@COUNTS
+@ASKERS
+def test_nobody_is_missed_though_the_carrier_takes_its_time(
+    nodes: Nodes, asker: str, counts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is anybody taken for dead, or deaf."""
+    nodes.net.counts = counts
+    others = [nodes.node() for _ in range(3)]
+    process = nodes.asker(asker)
+    for node in (*others, process):
+        node.carrier.delay = 3 * BEAT
+    wait_until(lambda: not any(node.cluster.deaf for node in others))
+    assert ask(process) == names(*others, *[process] * process.serves)
+    gevent.sleep(SILENCE)
+    assert ask(process) == names(*others, *[process] * process.serves)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("counts", ["exactly", "some"])
 def test_nobody_is_there(nodes: Nodes, counts: str) -> None:
     nodes.net.counts = counts
@@ -690,9 +708,11 @@ STRANGE: list[Any] = [
     ["1", "stranger", "who", {}],
     ["1", "stranger", 1, []],
     ["stranger"],
-    ["stranger", 1],
-    ["\n" * 8, "alive"],
-    ["x" * 100_000, "alive"],
+    ["stranger", 1, 1],
+    ["stranger", "alive", "1"],
+    ["stranger", "alive"],
+    ["\n" * 8, "alive", 1],
+    ["x" * 100_000, "alive", 1],
     ["1", "stranger", [1], True, True, 1],
     ["1", "stranger", [[]], True, True, 1],
     ["1", "stranger", ["x"], True, True, 1],
@@ -780,7 +800,7 @@ def test_nodes_that_somebody_has_invented_are_forgotten(nodes: Nodes) -> None:
     (node,) = nodes.several(1)
     stranger = Carrier(nodes.net)
     for _ in range(1000):
-        stranger.publish(ALL, letter(envelope.BEAT, [new_node(), "alive"]))
+        stranger.publish(ALL, letter(envelope.BEAT, [new_node(), "alive", 1]))
     assert len(node.cluster.nodes()) == 1001
     started = time.monotonic()
     assert ask(node) == names(node)

@@ -2,11 +2,12 @@
 
 import os
 import random
+import signal
 import socket
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,24 @@ import gevent
 import pytest
 
 from django_socketio import envelope, handoff as module
-from django_socketio.cluster import Answer, Cluster, new_node, topic_of
+from django_socketio.cluster import Answer as Told, Cluster, new_node, topic_of
 from django_socketio.engine import Refused, new_sid, send_response
 from django_socketio.envelope import Envelope
 from django_socketio.handoff import Handoff
 from django_socketio.hub import Hub
 from django_socketio.protocol import json
 from django_socketio.protocol.engineio import ErrorCode
+from tests import clients
 from tests.carrier import Carrier, Net
+from tests.clients import Connection
+from tests.deployment.cluster import Cluster as Deployment
 from tests.engine import test_tls
-from tests.engine.clients import PATH, Http, WebSocket, chunked, payload, request, text
+from tests.engine.clients import PATH, Answer, Http, WebSocket, chunked, payload, request, text
 from tests.engine.resources import KEPT_GREENLETS, Resources
 from tests.engine.served import Served, echo, message
 from tests.engine.test_handshake import BAD_REQUEST, FORBIDDEN, UNKNOWN_SID, UPGRADE
-from tests.support import UNIT, wait_until
+from tests.services import Redis
+from tests.support import UNIT, Server, wait_until
 
 certificate = test_tls.certificate
 
@@ -1009,7 +1014,7 @@ def test_no_socket_comes_over_the_carrier(far: list[Worker]) -> None:
 def test_an_answer_that_is_none(far: list[Worker], value: Any) -> None:
     owner, other = far
     poller = owner.poller()
-    owner.cluster.answerers["request"] = lambda environ, attachments: Answer(value)
+    owner.cluster.answerers["request"] = lambda environ, attachments: Told(value)
     assert other.http().get(poller.target).status == 503
     wait_until(lambda: owner.app.closed)
 
@@ -1098,3 +1103,121 @@ def test_nothing_is_lost_doubled_or_reordered(workers: Workers, hosts: tuple[str
     for worker in several:
         ways += worker.counters
     assert bool(ways["handed over"]) is (apart < 3) and bool(ways["relayed"]) is (apart > 1)
+
+
+# Processes
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with Redis() as redis:
+        yield redis
+
+
+@contextmanager
+def cluster(redis: Redis, *hosts: str) -> Iterator[list[Server]]:
+    apps = ["django_socketio", "tests.deployment", "tests.handover"]
+    apart = len(set(hosts)) > 1
+    with Deployment(redis.url, workers=len(hosts), hosts=apart, INSTALLED_APPS=apps) as deployment:
+        yield deployment.servers
+
+
+def is_polled(home: Server, connection: Connection) -> bool:
+    """Tell whether a GET of the session waits at its worker."""
+    with clients.open_connection(home.address) as asking:
+        (answer,) = asking.connect().call("is polled", connection.sid)
+        return bool(answer)
+
+
+def poll(address: str, connection: Connection) -> Answer:
+    with closing(start_poll(address, connection)) as client:
+        return client.answer()
+
+
+def start_poll(address: str, connection: Connection) -> Http:
+    """Send a GET of a session to any worker."""
+    host, _, port = address.partition(":")
+    target = f"/socket.io/?EIO=4&transport=polling&sid={connection.sid}"
+    return Http((host, int(port))).request("GET", target, headers={"Host": address})
+
+
+@pytest.mark.timeout(2000 * UNIT)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_was_handed_over_does_not_need_the_other_worker(
+    redis: Redis, number: signal.Signals
+) -> None:
+    with cluster(redis, "one", "one") as (home, other), ExitStack() as block:
+        websocket = block.enter_context(clients.open_connection(home.address, transport="polling"))
+        upgraded = websocket.connect()
+        query = {"sid": websocket.sid}
+        websocket.upgrade(clients.WebSocket(other.address, query=query))
+        polling = block.enter_context(clients.open_connection(home.address, transport="polling"))
+        polling.connect()
+        waiting = block.enter_context(closing(start_poll(other.address, polling)))
+        wait_until(lambda: upgraded.call("whoami") == [home.pid])
+        other.signal(number)
+        assert other.wait() == (0 if number is signal.SIGTERM else -number)
+        assert upgraded.call("whoami") == [home.pid]
+        polling.write(clients.EVENT, "/", 7, ["whoami"])
+        assert waiting.answer().packets == [f"437[{home.pid}]"]
+
+
+@pytest.mark.timeout(2000 * UNIT)
+def test_a_relaying_worker_is_told_to_stop(redis: Redis) -> None:
+    """Its clients go on through another, and miss nothing."""
+    with cluster(redis, "one", "two") as (home, other), ExitStack() as block:
+        polling = block.enter_context(clients.open_connection(home.address, transport="polling"))
+        polling.connect()
+        waiting = block.enter_context(closing(start_poll(other.address, polling)))
+        wait_until(lambda: is_polled(home, polling), what="the relayed poll")
+        other.signal(signal.SIGTERM)
+        assert waiting.answer().packets == ["6"]
+        assert other.wait() == 0
+        polling.write(clients.EVENT, "/", 7, ["whoami"])
+        assert poll(home.address, polling).packets == [f"437[{home.pid}]"]
+
+
+@pytest.mark.timeout(2000 * UNIT)
+def test_the_owner_is_told_to_stop(redis: Redis) -> None:
+    """The relayed poll brings the end, as any other would."""
+    with cluster(redis, "one", "two") as (home, other), ExitStack() as block:
+        polling = block.enter_context(clients.open_connection(home.address, transport="polling"))
+        polling.connect()
+        waiting = block.enter_context(closing(start_poll(other.address, polling)))
+        wait_until(lambda: is_polled(home, polling), what="the relayed poll")
+        home.signal(signal.SIGTERM)
+        assert waiting.answer().packets[-1] == "1"
+        assert home.wait() == 0
+        assert poll(other.address, polling).error == UNKNOWN_SID
+
+
+@pytest.mark.timeout(2000 * UNIT)
+def test_a_worker_that_is_frozen_keeps_its_sessions(redis: Redis) -> None:
+    """Others serve theirs meanwhile, and what was handed over is served when it wakes."""
+    with cluster(redis, "one", "one") as (home, other), ExitStack() as block:
+        polling = block.enter_context(clients.open_connection(home.address, transport="polling"))
+        polling.connect()
+        polling.write(clients.EVENT, "/", 7, ["whoami"])
+        home.signal(signal.SIGSTOP)
+        try:
+            waiting = block.enter_context(closing(start_poll(other.address, polling)))
+            theirs = block.enter_context(clients.open_connection(other.address)).connect()
+            for _ in range(20):
+                assert theirs.call("whoami") == [other.pid]
+        finally:
+            home.signal(signal.SIGCONT)
+        assert waiting.answer().packets == [f"437[{home.pid}]"]
+
+
+@pytest.mark.timeout(2000 * UNIT)
+def test_a_worker_that_starts_again_is_another(redis: Redis) -> None:
+    with cluster(redis, "one", "one") as (home, other), ExitStack() as block:
+        polling = clients.open_connection(home.address, transport="polling")
+        home.signal(signal.SIGKILL)
+        home.wait()
+        home.start()
+        for server in (home, other):
+            assert poll(server.address, polling).error == UNKNOWN_SID
+        again = block.enter_context(clients.open_connection(home.address, transport="polling"))
+        assert again.sid[:8] != polling.sid[:8]
+        polling.drop()

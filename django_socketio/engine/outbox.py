@@ -14,7 +14,7 @@ class Flushable(Protocol):
 _MANY = 32
 """Connections whose flush takes long enough to be worth a moment's wait."""
 
-_MOMENT = 0.0005
+_MOMENT = 0.001
 """Seconds of that."""
 
 _SELDOM = 256
@@ -51,7 +51,7 @@ class Outbox:
         self._before = 0  # messages at the beginning of the wait
         self._pays = False
         self._patience = self._attempts_in = 1
-        self._timer = loop.timer(_MOMENT)
+        self._timer: Any = None  # while it waits; one that has ended cannot be started again
 
     def moderate(self) -> None:
         """Wait a moment for more where it pays. `delivered()` tells when more has come."""
@@ -70,6 +70,7 @@ class Outbox:
     def _end_turn(self) -> None:
         if self._moderate and len(self._dirty) >= _MANY and self._is_to_wait():
             self._before = self._messages
+            self._timer = self._loop.timer(_MOMENT)
             self._timer.start(self._end_wait, update=True)
         else:
             self._flush()
@@ -79,6 +80,7 @@ class Outbox:
         return self._pays or self._attempts_in <= 0
 
     def _end_wait(self) -> None:
+        self._timer.close()
         self._pays = self._messages > self._before
         self._patience = 1 if self._pays else min(2 * self._patience, _SELDOM)
         self._attempts_in = self._patience

@@ -35,6 +35,9 @@ class Timer:
     def start(self, callback: Callable[[], None], update: bool) -> None:
         self.end = callback
 
+    def close(self) -> None:
+        assert self.end is None
+
     def expire(self) -> None:
         end, self.end = self.end, None
         assert end is not None
@@ -102,6 +105,7 @@ class Fan:
 
     def __init__(self) -> None:
         self.loop, self.log = Loop(), list[str]()
+        self.loop.moment = Timer()
         self.outbox = Outbox(self.loop)
         self.outbox.moderate()
         self.connections = [Connection(self.log, str(number)) for number in range(40)]

@@ -103,6 +103,7 @@ class Network:
             self._consumer.close()
         self._consumer = Consumer(self._broker, self._counters, self._max_bytes, deliver)
         self._consumer.start()
+        self._get_publisher()  # here, where the process lives, and not in some passing thread
 
     def stop(self) -> None:
         """Close both connections at once, and wait a moment for the broker to have seen it."""
