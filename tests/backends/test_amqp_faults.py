@@ -564,9 +564,9 @@ def test_a_queue_that_rejects_is_an_error_of_its_own_messages(
 def test_a_payload_that_is_too_long_is_nobody_else_s_trouble(
     make: Make, inbox: Inbox, server: RabbitMQ
 ) -> None:
-    backend = listening(make(), inbox, "t")
     server.ctl("eval", "application:set_env(rabbit, max_message_size, 2000000).")
     try:
+        backend = listening(make(), inbox, "t")
         small = [gevent.spawn(backend.publish, "t", b"%d" % number) for number in range(10)]
         long = gevent.spawn(failure, backend.publish, "t", bytes(3_000_000))
         small += [gevent.spawn(backend.publish, "t", b"%d" % number) for number in range(10, 20)]

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..base import BaseBackend, Deliver
 from ..exceptions import BackendError, InvalidBackend
+from .broker import Broker
 from .consumer import Consumer
-from .link import Broker
 from .memory import Memory
 from .publisher import Publish, Publisher
 
@@ -48,7 +48,7 @@ class AMQPBackend(BaseBackend):
     ) -> None:
         super().__init__(url, **options)
         self.counters: Counter[str] = Counter()
-        for problem in _problems(prefix, timeout, heartbeat, max_queue_bytes):
+        if problem := _problem(prefix, timeout, heartbeat, max_queue_bytes):
             raise InvalidBackend(f"AMQPBackend: {problem}.")
         broker = Broker(tuple(url.split(";")), prefix, timeout, math.ceil(heartbeat), ssl or {})
         try:
@@ -175,14 +175,13 @@ def routing_key(topic: str) -> bytes:
     return key[:room].decode(errors="ignore").encode().ljust(room, b"~") + digest
 
 
-def _problems(prefix: str, timeout: float, heartbeat: float, max_queue_bytes: int) -> list[str]:
-    problems = []
+def _problem(prefix: str, timeout: float, heartbeat: float, max_queue_bytes: int) -> str | None:
     if not 0 < len(prefix.encode()) <= 200 or prefix.startswith("amq."):
-        problems.append("prefix has 1 to 200 bytes, and does not begin with amq.")
+        return "prefix has 1 to 200 bytes, and does not begin with amq"
     if timeout <= 0:
-        problems.append("timeout is more than 0")
+        return "timeout is more than 0"
     if not 0 <= heartbeat <= 65_535:
-        problems.append("heartbeat is a number of seconds up to 65535, or 0 for none")
+        return "heartbeat is a number of seconds up to 65535, or 0 for none"
     if not 0 < max_queue_bytes <= _MOST:
-        problems.append(f"max_queue_bytes is a number up to {_MOST}")
-    return problems
+        return f"max_queue_bytes is a number up to {_MOST}"
+    return None

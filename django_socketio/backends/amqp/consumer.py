@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from ..base import Deliver
 from . import frames
+from .broker import Broker
 from .frames import Name
-from .link import Broker, Call, Link, Lost
+from .link import Call, Link, Lost
 from .publisher import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ from collections import Counter, deque
 from typing import Any
 
 from . import frames
+from .broker import Broker
 from .frames import Name
-from .link import Broker, Call, Link, Lost
+from .link import Call, Link, Lost
 
 CONTENT_TYPE = b"application/octet-stream"
 
