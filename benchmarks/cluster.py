@@ -31,7 +31,6 @@ FANOUT_4 = {"2 workers, fan-out @4": [*FANOUT, "4"]}
 CONNECTS = {"connects": ["connects", "--clients", "50"]}
 WAYS = {
     "one by one with redis-py": ["redis-py", "1"],
-    "memory, 64 greenlets": ["memory", "64"],
     "redis, one by one": ["redis", "1"],
     "redis, 64 greenlets": ["redis", "64"],
     "amqp with confirms, one by one": ["amqp", "1"],
@@ -134,8 +133,7 @@ def publish(services: dict[str, Service], options: argparse.Namespace) -> str:
     for number in range(options.rounds):
         say(f"round {number + 1} of {options.rounds}: publish")
         for title, (carrier, greenlets) in WAYS.items():
-            service = services.get(carrier.partition("-")[0])
-            url = service.url if service else "memory://"
+            url = services[carrier.partition("-")[0]].url
             rates[title].append(publish_rate(carrier, url, greenlets, options.seconds))
     width = max(map(len, rates))
     lines = ["publishes of 200 bytes per second: median (each round)"]

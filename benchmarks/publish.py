@@ -52,9 +52,6 @@ def main(carrier: str, url: str, greenlets: int, seconds: float) -> None:
     else:
         backend = make(carrier, url)
         publish = lambda: backend.publish(TOPIC, PAYLOAD)  # noqa: E731
-    if carrier == "memory":
-        backend.start(lambda topic, payload: None)
-        backend.subscribe([TOPIC])
     print(json.dumps({"rate": rate(publish, greenlets, seconds)}))
 
 
