@@ -42,7 +42,7 @@ class Carrier(MemoryBackend):
         super().__init__(net.url)
         self.net = net
         self.deaf = False
-        self.starts = 0
+        self.starts = self.stops = 0
         self.refuses = 0
         self.delay = 0.0
         self.published: list[str] = []
@@ -54,10 +54,17 @@ class Carrier(MemoryBackend):
         self.deaf = False
         super().start(deliver)
 
+    def stop(self) -> None:
+        self.stops += 1
+        super().stop()
+
     def subscribe(self, topics: Sequence[str]) -> None:
-        if self.net.down or self.refuses:
-            self.refuses = max(self.refuses - 1, 0)
+        if self.net.down:
             raise BackendError("down")
+        if self.refuses:
+            self.refuses -= 1
+            super().subscribe(topics[:2])  # for a backend may, nevertheless
+            raise BackendError("refused")
         super().subscribe(topics)
 
     def publish(self, topic: str, payload: bytes) -> int:

@@ -37,7 +37,7 @@ from tests.support import UNIT, Server, wait_until
 
 certificate = test_tls.certificate
 
-BEAT, SILENCE = 2 * UNIT, 12 * UNIT
+BEAT, SILENCE = UNIT, 12 * UNIT
 LONG = 600 * UNIT
 
 
@@ -465,6 +465,27 @@ def test_a_door_that_is_shut(two: list[Worker]) -> None:
     assert other.counters["lost: could not hand over"] == 1
 
 
+def test_nobody_gets_into_a_door_that_is_being_closed(workers: Workers) -> None:
+    """Or he would stay there unseen."""
+    worker = workers.worker()
+    outcomes: list[type[OSError] | None] = []
+    with door_of(worker) as door:
+
+        def come_again(sock: Any, data: bytes) -> None:
+            sock.close()
+            try:
+                socket.send_fds(door, [b"again"], [door.fileno()])
+                outcomes.append(None)
+            except OSError as error:
+                outcomes.append(type(error))
+
+        worker.handoff._adopt = come_again
+        worker.handoff._bell.stop()
+        socket.send_fds(door, [b"once"], [door.fileno()])
+        worker.handoff.close()
+    assert outcomes == [BrokenPipeError]
+
+
 def test_a_worker_that_stops_removes_its_door(two: list[Worker], tmp_path: Path) -> None:
     first, second = two
     doors = {f"{worker.node}.sock" for worker in two}
@@ -796,6 +817,9 @@ def test_the_owner_decides_about_origins(workers: Workers, hosts: tuple[str, str
         answer = other.http().request(method, poller.target, body, elsewhere).answer()
         assert answer.error == FORBIDDEN
     assert owner.app.messages == [] and not owner.app.closed
+    other.app.allow = allow_page
+    unknown = f"{PATH}polling&sid={new_node()}{new_sid()}"
+    assert other.http().get(unknown, elsewhere).error == FORBIDDEN
 
 
 def test_what_the_owner_sees_of_a_relayed_request(far: list[Worker]) -> None:
@@ -918,7 +942,7 @@ def test_a_worker_that_stops_lets_its_relayed_polls_go(workers: Workers) -> None
     poller = owner.poller()
     client = other.http().request("GET", poller.target)
     session = owner.wait_polled(poller)
-    other.handoff.close()
+    other.stop()
     answer = client.answer()
     assert answer.packets == ["6"]
     assert answer.headers["connection"] == "close"

@@ -7,7 +7,7 @@ import net from "node:net";
 
 import { collect, connected, next, test } from "./support.mjs";
 
-/** Of each worker its url and pid. `apart`: each is a host of its own. */
+/** Their urls and pids; several may be behind one. `apart`: each is a host of its own. */
 const workers = JSON.parse(process.env.SOCKETIO_WORKERS);
 const apart = process.env.SOCKETIO_APART === "yes";
 
@@ -121,6 +121,8 @@ for (const [name, agent] of AGENTS) {
       await numbersBothWays(socket, 1000);
     }
   });
+
+  if (workers.length === 1) continue; // which one there ends is not for us to say
 
   test(`reconnection, ${name}: after the end of a worker`, async (t) => {
     const url = await balancer(t, anybody);
