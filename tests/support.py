@@ -28,9 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UNIT = float(os.environ.get("SOCKETIO_TEST_UNIT", "0.05"))
 
 #: What a test may ask for and a machine may lack.
-OPTIONAL = frozenset(
-    {"node", "chromium", "openssl", "redis", "rabbitmq", "postgresql", "nginx"}
-)
+OPTIONAL = frozenset({"node", "chromium", "openssl", "redis", "rabbitmq", "postgresql", "nginx"})
 
 #: The part of OPTIONAL whose absence is a failure.
 REQUIRED = frozenset(os.environ.get("SOCKETIO_TEST_REQUIRE", "").replace(",", " ").split())
