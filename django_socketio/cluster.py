@@ -172,7 +172,7 @@ class Cluster:
             question.changed.set()
         if self._heart is None:
             return
-        self._heart.kill(block=False)
+        self._heart.kill(timeout=_READY)  # or a beat might follow the good-bye
         self._heart = None
         if self._listens and self._outage is None:
             try:

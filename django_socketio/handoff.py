@@ -281,7 +281,6 @@ class Handoff:
         body = b"".join(attachments)
         environ = {**environ, "wsgi.input": BytesIO(body), FRONT: _FarFront()}
         environ["CONTENT_LENGTH"] = str(len(body)) if body else ""
-        environ.pop("HTTP_TRANSFER_ENCODING", None)
         sid = Request.from_environ(environ).query["sid"]  # what opens a session is never relayed
         response = self._engine.handle(environ)
         return Answer(

@@ -277,8 +277,9 @@ def test_a_chunked_body(two: list[Worker]) -> None:
     assert owner.app.messages == ["hello"]
 
 
-def test_expect_100_continue(two: list[Worker]) -> None:
-    owner, other = two
+@APART
+def test_expect_100_continue(workers: Workers, hosts: tuple[str, str]) -> None:
+    owner, other = workers.several(*hosts)
     poller = owner.poller()
     headers = {"Expect": "100-continue", "Content-Length": "6"}
     client = other.http().send(request("POST", poller.target, headers=headers))
@@ -287,9 +288,12 @@ def test_expect_100_continue(two: list[Worker]) -> None:
     assert owner.app.messages == ["hello"]
 
 
+@APART
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_a_connection_that_is_to_be_closed(two: list[Worker], version: str) -> None:
-    owner, other = two
+def test_a_connection_that_is_to_be_closed(
+    workers: Workers, hosts: tuple[str, str], version: str
+) -> None:
+    owner, other = workers.several(*hosts)
     poller = owner.poller()
     owner.session(poller).send(message("hello"))
     headers = {"Connection": "close"} if version == "1.1" else {}
@@ -311,9 +315,10 @@ def test_other_methods(two: list[Worker], method: str) -> None:
     assert other.counters["handed over"] == 1
 
 
-def test_pipelined_requests_of_several_sessions(two: list[Worker]) -> None:
+@APART
+def test_pipelined_requests_of_several_sessions(workers: Workers, hosts: tuple[str, str]) -> None:
     """What stands behind the head goes with it, and back, each to its owner, in order."""
-    first, second = two
+    first, second = workers.several(*hosts)
     mine, theirs = first.poller(), second.poller()
     client = second.http()
     for number in range(10):
