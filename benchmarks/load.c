@@ -2,7 +2,7 @@
  * The load generator: one thread, one epoll, clients that speak WebSocket and, unless --plain,
  * Engine.IO 4 and Socket.IO 5. It never parses JSON: a message carries its number after a '#'.
  *
- *     load fanout|echo|connects|idle --port N [--port N ...] [--clients N] [--inflight N] [--seconds S] [--warmup S] [--plain]
+ *     load fanout|echo|connects|idle --port N [--port N ...] [--clients N] [--inflight N] [--seconds S] [--warmup S] [--plain] [--event NAME]
  *
  * prints one JSON object. `idle` prints {"ready": N} once all are open and ends with its standard input.
  */
@@ -49,7 +49,8 @@ static struct {
     int ports[8], servers, clients, inflight, dialing;
     double seconds, warmup;
     bool plain;
-} opt = {{0}, 0, 500, 1, 50, 3, 1, false};
+    const char *event;
+} opt = {{0}, 0, 500, 1, 50, 3, 1, false, "broadcast"};
 
 static const uint8_t key[4] = {0x37, 0xfa, 0x21, 0x3d};
 static const struct scenario *scenario;
@@ -397,7 +398,7 @@ static void fanout_turn(void)
         outstanding[number % RING].number = number;
         outstanding[number % RING].sent = now;
         outstanding[number % RING].missing = opt.clients;
-        size += message_frame(out + size, "broadcast", number);
+        size += message_frame(out + size, opt.event, number);
     }
     if (size)
         transmit(&clients[0], out, size);
@@ -523,7 +524,7 @@ static void read_options(int argc, char **argv)
 {
     static const struct option known[] = {
         {"port", 1, 0, 'p'},    {"clients", 1, 0, 'c'}, {"inflight", 1, 0, 'i'}, {"seconds", 1, 0, 's'},
-        {"warmup", 1, 0, 'w'}, {"plain", 0, 0, 'r'},   {0, 0, 0, 0},
+        {"warmup", 1, 0, 'w'}, {"plain", 0, 0, 'r'},   {"event", 1, 0, 'e'},  {0, 0, 0, 0},
     };
 
     for (int flag; (flag = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -534,6 +535,7 @@ static void read_options(int argc, char **argv)
         case 's': opt.seconds = atof(optarg); break;
         case 'w': opt.warmup = atof(optarg); break;
         case 'r': opt.plain = true; break;
+        case 'e': opt.event = optarg; break;
         default: exit(2);
         }
     }

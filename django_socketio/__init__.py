@@ -24,6 +24,7 @@ __all__ = [
     "emit",
     "health",
     "members",
+    "revalidate",
     "send",
     "subscribe",
     "unsubscribe",

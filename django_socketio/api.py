@@ -3,15 +3,20 @@ Send from anywhere: a view, a Celery task, a shell, a cron job.
 
 Every function raises `NoSocket` if nobody is there to receive, and `BackendError` if the carrier is
 down. A message that is a tuple is several arguments to JavaScript.
+
+Clients that are behind do without messages that are `volatile`, and of those with one key in
+`coalesce` they get the latest. What is sent with `compress=False` stays as it is, whatever
+`SOCKETIO_COMPRESSION` says.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, Unpack
 
-from . import envelope, hub as topics, runtime
+from . import accounts, envelope, hub as topics, runtime
 from .envelope import Envelope
 from .events import MESSAGE
 from .exceptions import BackendError, NoSocket
+from .slow import Delivery
 from .sockets import arguments, check_channel, encode_event
 
 _TIMEOUT = 10.0
@@ -21,22 +26,27 @@ _AGAIN = 0.5
 """Seconds after which it is asked again, lest it has died."""
 
 
-def send(session_id: str, message: Any, *, namespace: str = "/") -> None:
+def send(
+    session_id: str, message: Any, *, namespace: str = "/", **delivery: Unpack[Delivery]
+) -> None:
     """Send a message to one client."""
     if session_id is None:  # which emit() takes for everybody
         raise ValueError("send() needs a session id; broadcast() sends to everybody.")
-    emit(MESSAGE, *arguments(message), session_id=session_id, namespace=namespace)
+    args = arguments(message)
+    emit(MESSAGE, *args, session_id=session_id, namespace=namespace, **delivery)
 
 
-def broadcast(message: Any, *, namespace: str = "/") -> None:
+def broadcast(message: Any, *, namespace: str = "/", **delivery: Unpack[Delivery]) -> None:
     """Send a message to everybody."""
-    emit(MESSAGE, *arguments(message), namespace=namespace)
+    emit(MESSAGE, *arguments(message), namespace=namespace, **delivery)
 
 
-def broadcast_channel(message: Any, channel: str, *, namespace: str = "/") -> None:
+def broadcast_channel(
+    message: Any, channel: str, *, namespace: str = "/", **delivery: Unpack[Delivery]
+) -> None:
     """Send a message to everybody in a channel."""
     channel = check_channel(channel)  # emit() takes None for everybody
-    emit(MESSAGE, *arguments(message), channel=channel, namespace=namespace)
+    emit(MESSAGE, *arguments(message), channel=channel, namespace=namespace, **delivery)
 
 
 def emit(
@@ -45,23 +55,37 @@ def emit(
     channel: str | None = None,
     session_id: str | None = None,
     namespace: str = "/",
+    **delivery: Unpack[Delivery],
 ) -> None:
     """Send an event to everybody, to a channel, or to one client."""
     if channel is not None and session_id is not None:
         raise ValueError("emit() takes a channel or a session_id, not both.")
     packets = encode_event(namespace, event, args)
+    channels: tuple[str, ...] = ()
     if session_id is not None:
         topic, whom = topics.session(namespace, session_id), f"with the session id {session_id!r}"
     elif channel is not None:
-        topic = topics.channel(namespace, check_channel(channel))
+        topic, channels = topics.channel(namespace, check_channel(channel)), (channel,)
         whom = f"in the channel {channel!r}"
     else:
         topic, whom = topics.everybody(namespace), f"in the namespace {namespace!r}"
-    _publish(topic, Envelope(packets=packets), whom)
+    flags, key = runtime.get_hub().rules.manner(channels=channels, **delivery)
+    _publish(topic, Envelope(packets=packets, flags=flags, key=key), whom)
 
 
-def disconnect(session_id: str, *, namespace: str = "/") -> None:
-    """Disconnect one client, whichever process it is connected to."""
+def disconnect(session_id: str | None = None, *, user: Any = None, namespace: str = "/") -> None:
+    """
+    Disconnect one client, or all that a user has, whichever processes they are connected to.
+
+    `user` is one, or the primary key of one.
+    """
+    if (session_id is None) == (user is None):
+        raise ValueError("disconnect() needs a session_id or a user, and not both.")
+    if session_id is None:
+        name = accounts.name_of(user)
+        if not sum(_ask_all("disconnect user", name, namespace)):
+            raise _no_socket(f"of the user {name!r}")
+        return
     topic = topics.session(namespace, session_id)
     _publish(topic, Envelope(envelope.DISCONNECT), f"with the session id {session_id!r}")
 
@@ -70,7 +94,8 @@ def subscribe(session_id: str, channel: str, *, namespace: str = "/") -> None:
     """
     Subscribe one client to a channel, whichever process it is connected to.
 
-    Returns when the carrier has confirmed it. Calls no `on_subscribe`, as `Socket.subscribe()`.
+    Returns when the carrier has confirmed it. Calls no `on_subscribe`, and raises `ValueError` for
+    one channel too many, as `Socket.subscribe()`.
     """
     _command("subscribe", session_id, channel, namespace)
 
@@ -88,6 +113,8 @@ def _command(name: str, session_id: str, channel: str, namespace: str) -> None:
         answer = cluster.ask_one(topic, name, topic, channel, timeout=_TIMEOUT, again=_AGAIN)
     if answer is None or not answer.value:
         raise _no_socket(f"with the session id {session_id!r}")
+    if isinstance(answer.value, str):
+        raise ValueError(answer.value)
 
 
 def members(channel: str, *, namespace: str = "/") -> set[str]:
@@ -111,6 +138,20 @@ def channels(*, namespace: str = "/") -> dict[str, int]:
     for found in _ask_all("channels", namespace):
         total.update(found)
     return dict(total)
+
+
+def revalidate(channel: str | None = None, *, namespace: str = "/") -> int:
+    """
+    Have `on_subscribe` decide again about everybody in a channel, or in all; return how many.
+
+    Does not wait for the handlers. Who is refused now is unsubscribed and told, as after
+    `Socket.revalidate()`.
+    """
+    if channel is None:
+        topic = topics.subscribers(namespace)
+    else:
+        topic = topics.channel(namespace, check_channel(channel))
+    return sum(_ask_all("revalidate", topic, channel))
 
 
 def health() -> dict[str, Any]:

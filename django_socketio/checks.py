@@ -14,7 +14,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 def check_origins(**kwargs: Any) -> list[CheckMessage]:
     """Warn, with `--deploy`, of pages of anybody that connect as whoever looks at them."""
     allowed = conf.get("ALLOWED_ORIGINS")
-    if allowed is None or "*" not in allowed:
+    if allowed != "*" and not (isinstance(allowed, list | tuple) and "*" in allowed):
         return []
     sentence = (
         'SOCKETIO_ALLOWED_ORIGINS has "*": any page may open a WebSocket with the cookies of its'

@@ -40,6 +40,9 @@ BEAT = 1.0
 SILENCE = 3.5
 """Seconds without a beat after which a node counts as dead, or itself as deaf."""
 
+_GRACE = 2.5
+"""Beats for which a message may be missing before it is lost: one may say that it never left."""
+
 _PATIENCE = 0.1
 """Seconds that an answer may take before its node is asked alone."""
 
@@ -133,6 +136,7 @@ class Cluster:
             "channels": self._channels,
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
+            "revalidate": self._revalidate,
         }
         self.limits: dict[str, int] = {}
         self.counters = hub.counters
@@ -147,6 +151,8 @@ class Cluster:
         self._numbers = map(str, itertools.count(1))
         self._busy: Counter[str] = Counter()
         self._others: dict[str, float] = {}  # node: when it was last heard
+        self._leaving: set[str] = set()  # those of them that let nobody in any more
+        self._state = "alive"
         self._beats = 0
         self._hearing_since = 0.0  # from when on there is no excuse for hearing nothing
         self._settles_with = 0  # the beat whose echo comes when all others must have been heard
@@ -157,6 +163,8 @@ class Cluster:
         self._heart: gevent.Greenlet[..., Any] | None = None
         self._stopped = False
         hub.correspond = self._received
+        if not self._alone:
+            hub.number(self.node, grace=_GRACE * beat)
 
     # A node's life
 
@@ -175,10 +183,19 @@ class Cluster:
         self._heart.kill(timeout=_READY)  # or a beat might follow the good-bye
         self._heart = None
         if self._listens and self._outage is None:
-            try:
-                self._hub.publish(ALL, _letter(envelope.BEAT, [self.node, "gone", 0]))
-            except BackendError as error:
-                logger.info("Could not say good-bye to the other nodes: %s", error)
+            self._say("gone", 0)
+
+    def retire(self) -> None:
+        """Tell the others that this node lets nobody in any more, now and with each beat."""
+        self._state = "leaving"
+        if self._heart is not None and self._listens and self._outage is None:
+            gevent.spawn(self._say, self._state, self._beats)
+
+    def _say(self, state: str, number: int) -> None:
+        try:
+            self._beat_once(state, number)
+        except BackendError as error:
+            logger.info("Could not tell the other nodes that this one is %s: %s", state, error)
 
     @property
     def silent_for(self) -> float | None:
@@ -199,6 +216,10 @@ class Cluster:
     def is_alive(self, node: str) -> bool:
         """Tell whether a node may be alive: it beats, or this one cannot have heard it yet."""
         return not self._settled or node in self.nodes()
+
+    def staying(self) -> set[str]:
+        """Return the others that are alive and have not said that they will be gone."""
+        return self.nodes() - self._leaving - {self.node}
 
     def _is_lost(self, heard: float) -> bool:
         # Time in which this node does not hear itself says nothing about others.
@@ -222,6 +243,7 @@ class Cluster:
             except Exception:
                 logger.exception("The heartbeat failed")
             self._forget_the_lost()
+            self._hub.look_for_gaps()
             self._sleep(self._beat if self._outage is None else self._beat / 4)
 
     def _sleep(self, seconds: float) -> None:
@@ -239,11 +261,16 @@ class Cluster:
         elif self._restarting or (self._outage is None and self._hears_nothing()):
             self._restart()
         self._beats += 1
-        self._hub.publish(ALL, _letter(envelope.BEAT, [self.node, "alive", self._beats]))
+        self._beat_once(self._state, self._beats)
         if self._outage is not None:
             logger.warning("The backend is back after %.1f s", monotonic() - self._outage)
             self._outage = None
             self._begin_to_hear()
+
+    def _beat_once(self, state: str, number: int) -> None:
+        tails = self._hub.tails() if self._outage is None else []  # which may not go out
+        body = [self.node, state, number, tails]
+        self._hub.publish(ALL, _letter(envelope.BEAT, body))
 
     def _begin_to_hear(self) -> None:
         """Count anew from when on whoever is silent is lost, or this node deaf."""
@@ -262,9 +289,11 @@ class Cluster:
             logger.error("This node does not hear its own beats: the backend is started anew")
         self._hub.restart_backend()
         self._restarting = False
+        self._hub.interrupted(self.silent_for or 0.0)
         self._begin_to_hear()
 
     def _forget_the_lost(self) -> None:
+        self._leaving.intersection_update(self._others)
         for node, heard in list(self._others.items()):
             if self._is_lost(heard):
                 del self._others[node]
@@ -395,6 +424,14 @@ class Cluster:
         """Publish a request that nobody answers; return how many processes it goes to."""
         return self._hub.publish(topic, self._request("", name, args))
 
+    def tell_all(self, name: str, *args: Any) -> None:
+        """Have every node act on a request that nobody answers, this one whatever the carrier."""
+        letter = self._request("", name, args)
+        if self._heart is not None:
+            self._hub.deliver(self.topic, envelope.encode(letter))
+        if not self._alone:
+            self._hub.publish(ALL, letter)
+
     def _listen(self) -> None:
         """Hear answers. In a process without sockets this starts the backend."""
         if self._listens:
@@ -441,8 +478,9 @@ class Cluster:
             self._drop(topic, str(error))
             return
         match letter.kind, body:
-            case envelope.BEAT, [node, str(state), int(number)] if _are_nodes(node):
+            case envelope.BEAT, [node, str(state), int(number), list(tails)] if _are_nodes(node):
                 self._beat_received(node, state, number)
+                self._hub.told(node, tails)
             case envelope.REQUEST, [str(number), node, str(name), list(args)] if _are_nodes(node):
                 if node != self.node or topic != ALL:
                     self._request_received(number, node, name, args, letter.packets[1:])
@@ -465,8 +503,11 @@ class Cluster:
             self._heard_myself, self._echoed = monotonic(), number
         elif state == "gone":
             self._others.pop(node, None)
+            self._leaving.discard(node)
         else:
             self._others[node] = monotonic()
+            if state == "leaving":
+                self._leaving.add(node)
 
     def _request_received(
         self, number: str, node: str, name: str, args: list[Any], attachments: tuple[bytes, ...]
@@ -530,7 +571,10 @@ class Cluster:
     def _subscribe(self, topic: str, channel: str, attachments: Any) -> Answer:
         """Subscribe the members of a session's topic, of which there is one, to a channel."""
         for member in self._hub.members(topic).values():
-            member.subscribe(channel)
+            try:
+                member.subscribe(channel)
+            except ValueError as error:  # it is in as many as it may be
+                return Answer(str(error))
         return Answer(self._hub.count(topic) > 0)  # it may have ended meanwhile
 
     def _unsubscribe(self, topic: str, channel: str, attachments: Any) -> Answer:
@@ -538,6 +582,12 @@ class Cluster:
         for member in members:
             member.unsubscribe(channel)
         return Answer(bool(members))
+
+    def _revalidate(self, topic: str, channel: str | None, attachments: Any) -> Answer:
+        members = self._hub.members(topic).values()
+        for member in members:
+            self._hub.at_home(member.revalidate, channel)
+        return Answer(len(members))
 
     def _answer(self, name: str, args: Sequence[Any], attachments: tuple[bytes, ...]) -> Answer:
         return self.answerers[name](*args, attachments=attachments)

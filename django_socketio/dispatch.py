@@ -9,26 +9,31 @@ waits for.
 
 import logging
 from asyncio import CancelledError
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
+from types import FrameType
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
+from django.db import Error as DatabaseError
 from django.http import HttpRequest
 from gevent import Timeout
 from gevent.event import Event
 
 from . import events
-from .engine import Config, Engine, Frame, Headers, Session, new_sid
+from .engine import RATE_LIMIT, Config, Engine, Frame, Headers, Session, new_sid
 from .events import MESSAGE, SUBSCRIBE, UNSUBSCRIBE, Handler, Registry
 from .exceptions import BackendError, ConnectionRefused
 from .hub import Hub
+from .identities import Identities, Identity, is_same_visitor
+from .limits import DEFAULTS, EventRates, Limits
 from .protocol import socketio
 from .protocol.exceptions import ProtocolError
 from .protocol.socketio import Assembly, Packet
-from .runners import Runners
+from .runners import Runners, note_database
 from .sockets import Socket, arguments, check_channel, value
+from .threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +43,21 @@ _FULL, _LOW = 128, 32
 _FULL_IN_CALL = 1024
 """The same while a handler waits in `call()` for an answer that has to be read."""
 
-_MAX_ATTACHMENTS = 10
+_SMALL = 1024
+"""Characters of a packet that counts as one event, whatever is in it; of a larger one the size
+counts as well."""
+
+_IN_CALL = _FULL_IN_CALL // _FULL
+"""How much more of that may wait during a `call()`."""
+
 _OUR_DOING = ("server namespace disconnect", "slow consumer")
 """Why a socket may have ended while its client still waits for an answer."""
+
+_COUNTED = frozenset("025")
+"""How packets begin that count as events: CONNECT, EVENT and BINARY_EVENT."""
+
+_MAX_SHOWN = 60
+"""Characters of an event's name in a log."""
 
 _FAILURES = (Exception, Timeout, CancelledError, SystemExit)
 """What a handler may raise without harm to anybody: all but the end of its own greenlet."""
@@ -60,9 +77,11 @@ class Connection:
         "_calls",
         "_dispatcher",
         "_inbox",
+        "_large",
         "_pending",
         "_scheduled",
         "context",
+        "identity",
         "request",
         "session",
         "sockets",
@@ -71,6 +90,7 @@ class Connection:
     def __init__(self, session: Session, request: HttpRequest, dispatcher: "Dispatcher") -> None:
         self.session = session
         self.request = request
+        self.identity: Identity | None = None
         self.context: dict[Any, Any] = {}
         # None stands for a namespace that was left: what is still under way to it is dropped.
         self.sockets: dict[str, Socket | None] = {}
@@ -79,6 +99,11 @@ class Connection:
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
         self._scheduled = False
         self._calls = 0
+        self._large = 0  # size of the large packets that wait
+
+    @property
+    def max_channels(self) -> int:
+        return self._dispatcher.limits.channels
 
     # On the hub
 
@@ -90,23 +115,27 @@ class Connection:
             packet = self._pending.add(data)
             if packet is None:
                 return
+            size = self._pending.size
             self._pending = None
+            self._dispatcher.attachments.discard(self)
         else:
             if self._pending is not None:
                 raise ProtocolError("a text message in the place of an attachment")
-            decoded = socketio.decode(data, max_attachments=_MAX_ATTACHMENTS)
+            decoded = socketio.decode(data, self._dispatcher.packet_limits)
             if isinstance(decoded, Assembly):
                 if decoded.namespace not in self.sockets:
                     raise ProtocolError("attachments before anything is connected")
                 self._pending = decoded
+                self._dispatcher.attachments.add(self)
                 return
             packet = decoded
-        self._packet_received(packet)
+            size = len(data)
+        self._packet_received(packet, size)
 
-    def _packet_received(self, packet: Packet) -> None:
+    def _packet_received(self, packet: Packet, size: int) -> None:
         type_, namespace, data, id_ = packet
         if type_ is socketio.CONNECT:
-            self._connect_received(namespace, data or {})
+            self._connect_received(namespace, data or {}, size)
             return
         try:
             socket = self.sockets[namespace]
@@ -115,7 +144,10 @@ class Connection:
         if socket is None:
             return
         if type_ is socketio.EVENT:
-            self.enqueue(self._dispatcher.event, self, socket, data, id_)
+            if size <= _SMALL:
+                self.enqueue(self._dispatcher.event, self, socket, data, id_)
+            else:
+                self._enqueue_large(size, self._dispatcher.event, self, socket, data, id_)
         elif type_ is socketio.ACK:
             socket.ack_received(id_ or 0, data)
         elif type_ is socketio.DISCONNECT:
@@ -123,21 +155,36 @@ class Connection:
         else:
             raise ProtocolError("a connect error from a client")
 
-    def _connect_received(self, namespace: str, auth: dict[str, Any]) -> None:
+    def _connect_received(self, namespace: str, auth: dict[str, Any], size: int) -> None:
         if self.sockets.get(namespace) is not None:
             raise ProtocolError(f"{namespace!r} is connected already")
         if not self._dispatcher.registry.has_namespace(namespace):
-            self._dispatcher.refuse_namespace(self, namespace)
+            self._dispatcher.refuse_namespace(self, namespace, "Invalid namespace")
+            return
+        if len(self.sockets) >= self._dispatcher.limits.namespaces and self._is_full():
+            self.session.over_limit("MAX_NAMESPACES")
+            self._dispatcher.refuse_namespace(self, namespace, "Too many namespaces")
             return
         socket = Socket(new_sid(), namespace, auth, self, self._dispatcher.hub)
         self.sockets[namespace] = socket
         self._dispatcher.connecting(self)
-        self.enqueue(self._dispatcher.connect, self, socket)
+        if size <= _SMALL:
+            self.enqueue(self._dispatcher.connect, self, socket)
+        else:
+            self._enqueue_large(size, self._dispatcher.connect, self, socket)
+
+    def _is_full(self) -> bool:
+        """Tell whether there is no room for a further namespace."""
+        connected = sum(socket is not None for socket in self.sockets.values())
+        return connected >= self._dispatcher.limits.namespaces
 
     def socket_ended(self, socket: Socket) -> None:
         self.sockets[socket.namespace] = None
         self._dispatcher.socket_ended(self)
         self.enqueue(self._dispatcher.farewell, self, socket)
+
+    def revalidate(self, socket: Socket, channel: str) -> None:
+        self.enqueue(self._dispatcher.revalidate, self, socket, channel)
 
     def end(self, reason: str) -> None:
         """Be told that the client is gone."""
@@ -158,7 +205,33 @@ class Connection:
             if not self._calls or len(self._inbox) >= _FULL_IN_CALL:
                 self.session.pause()
 
+    def _enqueue_large(self, size: int, *call: Any) -> None:
+        self._large += size
+        self.enqueue(self._take_large, size, *call)
+        maximum = self._dispatcher.max_waiting * (_IN_CALL if self._calls else 1)
+        if self._large > maximum and not self.session.paused:
+            self.session.pause()
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a handler runs, or something waits for one."""
+        return self._scheduled
+
+    @property
+    def calling(self) -> bool:
+        """Tell whether a handler waits in `call()` for the client."""
+        return self._calls > 0
+
+    def waiting(self) -> Iterator[str]:
+        """Yield what waits for handlers, by the name under which they are bound."""
+        for function, args in self._inbox or ():
+            yield from _names(function, args)
+
     # In a runner
+
+    def _take_large(self, size: int, function: Callable[..., None], *args: Any) -> None:
+        self._large -= size
+        function(*args)
 
     def call_began(self) -> None:
         """Read on, however much waits: the answer to the call is behind it."""
@@ -176,7 +249,8 @@ class Connection:
             function, args = inbox.popleft()
             function(*args)
             if self.session.paused and len(inbox) <= _LOW:
-                self.session.resume()
+                if self._large <= self._dispatcher.max_waiting // 2:
+                    self.session.resume()
         if inbox:
             return True
         self._inbox = None
@@ -188,7 +262,7 @@ class Dispatcher:
     """
     The application side of the engine: connections, and the handlers that they call.
 
-    `allow` is the engine's; `log` hears of every message that clients send.
+    `allow` and `user_of` are the engine's; `log` hears of every message that clients send.
     """
 
     def __init__(
@@ -198,23 +272,38 @@ class Dispatcher:
         *,
         connect_timeout: float,
         allow: Callable[[dict[str, Any]], Headers],
+        identities: Identities,
         log: MessageLog | None,
         runners: Runners,
+        threads: Threads,
+        limits: Limits = DEFAULTS,
+        user_of: Callable[[Any], str | None] | None = None,
         registry: Registry = events.registry,
     ) -> None:
         self.hub = hub
         self.runners = runners
+        self.threads = threads
+        self.limits = limits
+        self.packet_limits = limits.packet
+        self.max_waiting = config.max_payload
+        self._rates = EventRates(limits) if limits.of_events else None
         self.engine = Engine(
             config,
             on_open=self._opened,
-            on_message=self._received,
+            on_message=self._received if self._rates is None else self._received_with_rates,
             on_close=self._closed,
             allow=allow,
+            recognise=is_same_visitor,
+            user_of=user_of,
         )
+        runners.over_limit = self.engine.over_limit
+        self.identities = identities
         self.connections: set[Connection] = set()
         self.registry = registry
         self._log = log
-        self._unconnected = self.engine.deadlines.lane(connect_timeout, self._connect_missed)
+        lane = self.engine.deadlines.lane
+        self._unconnected = lane(connect_timeout, self._connect_missed)
+        self.attachments = lane(config.message_timeout, self._attachments_missed)
         self._empty = Event()
         self._empty.set()
 
@@ -223,6 +312,7 @@ class Dispatcher:
     def _opened(self, session: Session, request: HttpRequest) -> None:
         connection = session.data = Connection(session, request, self)
         self.connections.add(connection)
+        self.identities.add(connection)
         self._empty.clear()
         self._unconnected.add(connection)
 
@@ -230,8 +320,23 @@ class Dispatcher:
     def _received(session: Session, data: str | bytes) -> None:
         session.data.receive(data)
 
+    def _received_with_rates(self, session: Session, data: str | bytes) -> None:
+        """Be `_received()` where there are limits of how fast events may come."""
+        if data[:1] in _COUNTED:
+            identity = session.data.identity
+            user = identity.user if identity is not None else ""
+            limit = self._rates.exceeded(session, user) if self._rates is not None else ""
+            if limit:
+                session.refuse(limit, RATE_LIMIT)
+                return
+        session.data.receive(data)
+
     def _closed(self, session: Session, reason: str) -> None:
         self._unconnected.discard(session.data)
+        self.identities.discard(session.data)
+        self.attachments.discard(session.data)
+        if self._rates is not None:
+            self._rates.forget(session)
         session.data.end(reason)
 
     def connecting(self, connection: Connection) -> None:
@@ -243,10 +348,17 @@ class Dispatcher:
             self._unconnected.add(connection)
 
     def _connect_missed(self, connection: Connection, due: float) -> None:
-        connection.session.close("connect timeout")
+        connection.session.refuse("CONNECT_TIMEOUT", "connect timeout")
 
-    def refuse_namespace(self, connection: Connection, namespace: str) -> None:
-        packet = Packet(socketio.CONNECT_ERROR, namespace, {"message": "Invalid namespace"})
+    def _attachments_missed(self, connection: Connection, due: float) -> None:
+        if connection.session.paused:
+            self.attachments.add(connection)  # we do not read, so they cannot have come
+        else:
+            connection.session.refuse("MESSAGE_TIMEOUT", "message timeout")
+
+    def refuse_namespace(self, connection: Connection, namespace: str, reason: str) -> None:
+        logger.info("Refused the namespace %r to %s: %s", namespace, connection.session.sid, reason)
+        packet = Packet(socketio.CONNECT_ERROR, namespace, {"message": reason})
         text, _ = socketio.encode(packet)
         connection.session.send(Frame.message(text))
 
@@ -258,6 +370,8 @@ class Dispatcher:
         refusal = self._decide(connection, socket)
         if refusal is None and socket.disconnect_reason not in _OUR_DOING:
             socket.greeted = True
+            if self.registry.get("on_connect", socket.namespace):
+                self.identities.add(connection)  # again: a handler may have said who it is
             try:
                 socket.accept()
                 return
@@ -326,6 +440,9 @@ class Dispatcher:
         subscribe, retry = data[0] == SUBSCRIBE, {}
         try:
             channel = check_channel(data[1] if len(data) == 2 else None)
+            if len(channel) > self.packet_limits.name:
+                connection.session.over_limit("MAX_NAME")
+                raise ValueError(f"A channel has at most {self.packet_limits.name} characters.")
             if self._log is not None:
                 self._log(connection.request, data[0].strip("_"), channel)
             if subscribe:
@@ -334,6 +451,7 @@ class Dispatcher:
                 self._unsubscribe(connection, socket, channel)
         except ValueError as error:
             reason = str(error)
+            logger.info("Refused %s a channel: %s", socket.sid, reason)
         except PermissionDenied as error:
             reason = str(error) or "Permission denied"
             logger.info("Refused %s the channel %r: %s", socket.sid, channel, reason)
@@ -349,6 +467,13 @@ class Dispatcher:
     def _subscribe(self, connection: Connection, socket: Socket, channel: str) -> None:
         if channel in socket.channels:
             return
+        socket.check_room()  # before anybody is asked
+        self._check_permission(connection, socket, channel)
+        if not socket.subscribe(channel) and socket.ended:
+            socket.remember(channel)  # those who were told of it hear of its end
+
+    def _check_permission(self, connection: Connection, socket: Socket, channel: str) -> None:
+        """Ask the `on_subscribe` handlers; raise `PermissionDenied` if one refuses."""
         for handler in self.registry.get("on_subscribe", socket.namespace):
             if not handler.hears((channel,)):
                 continue
@@ -360,13 +485,25 @@ class Dispatcher:
             except _FAILURES as error:
                 self._failed(connection, socket, handler, error)
                 raise PermissionDenied("The server could not decide") from None
-        if not socket.subscribe(channel) and socket.ended:
-            socket.remember(channel)  # those who were told of it hear of its end
 
     def _unsubscribe(self, connection: Connection, socket: Socket, channel: str) -> None:
         if channel in socket.channels:
             socket.unsubscribe(channel)
             self._call_for_channel("on_unsubscribe", connection, socket, channel)
+
+    def revalidate(self, connection: Connection, socket: Socket, channel: str) -> None:
+        """Ask about a channel that the socket is subscribed to as if it were to subscribe now."""
+        if socket.ended or channel not in socket.channels:
+            return
+        try:
+            self._check_permission(connection, socket, channel)
+        except PermissionDenied as error:
+            reason = str(error) or "Permission denied"
+            if socket.unsubscribe(channel):
+                self.engine.counters["unsubscribed: permission revoked"] += 1
+                logger.info("Unsubscribed %s from %r: %s", socket.sid, channel, reason)
+                socket.expelled(channel, reason)
+                self._call_for_channel("on_unsubscribe", connection, socket, channel)
 
     def farewell(self, connection: Connection, socket: Socket) -> None:
         """Tell the handlers that a socket has ended, if they had let it in."""
@@ -387,13 +524,21 @@ class Dispatcher:
         """Wait until the last handler of the last connection has run."""
         return self._empty.wait(timeout)
 
+    def unfinished(self) -> tuple[Counter[str], Counter[str]]:
+        """Count what runs in handlers, and what waits for them, by their names."""
+        running: Counter[str] = Counter()
+        for frame in self.runners.frames():
+            step = _step_in(frame)
+            if step is not None:
+                running.update(_names(step.f_locals["function"], step.f_locals["args"]))
+        return running, Counter(name for each in self.connections for name in each.waiting())
+
     # Handlers
 
     def _run(self, handler: Handler, connection: Connection, socket: Socket, *args: Any) -> Any:
         # A context of its own: nothing that one call sets leaks into the next.
-        return Context().run(
-            handler.function, connection.request, socket, connection.context, *args
-        )
+        run = self.threads.run if handler.threaded else Context().run
+        return run(handler.function, connection.request, socket, connection.context, *args)
 
     def _call(
         self,
@@ -413,7 +558,8 @@ class Dispatcher:
             if handler.pattern is not None and not handler.hears(socket.channels):
                 continue
             try:  # as _run() does, for every event that there is
-                returned = Context().run(handler.function, request, socket, context, *args)
+                run = self.threads.run if handler.threaded else Context().run
+                returned = run(handler.function, request, socket, context, *args)
             except _FAILURES as error:
                 self._failed(connection, socket, handler, error)
                 returned = _FAILED
@@ -433,8 +579,10 @@ class Dispatcher:
     def _failed(
         self, connection: Connection, socket: Socket, handler: Handler | None, error: BaseException
     ) -> None:
-        name = getattr(handler and handler.function, "__qualname__", "the ack of a handler")
+        name = handler or "the ack of a handler"
         logger.error("%s failed for %s", name, socket.sid, exc_info=error)
+        if isinstance(error, DatabaseError):
+            note_database()  # a connection that was only half made may be left
         for listener in self.registry.get("on_error", socket.namespace):
             if not listener.hears(socket.channels):
                 continue
@@ -442,3 +590,39 @@ class Dispatcher:
                 self._run(listener, connection, socket, error)
             except _FAILURES:
                 logger.exception("An on_error handler failed for %s", socket.sid)
+
+
+_CALLERS = (Dispatcher._run.__code__, Dispatcher._call.__code__)
+
+
+def find_handler(frame: FrameType | None) -> str | None:
+    """Return which handler runs in a stack, given by its innermost frame, and for whom."""
+    while frame is not None and frame.f_code not in _CALLERS:
+        frame = frame.f_back
+    handler = frame.f_locals.get("handler") if frame is not None else None
+    if frame is None or handler is None:
+        return None
+    return f"{handler}, which handles {handler.event} of {frame.f_locals['socket']}"
+
+
+def _names(function: Callable[..., None], args: Sequence[Any]) -> list[str]:
+    """Return for which handlers a piece of work is."""
+    match function.__name__:
+        case "event":
+            return [repr(args[2][0])[:_MAX_SHOWN]]
+        case "connect":
+            return ["on_connect"]
+        case "revalidate":
+            return ["on_subscribe"]
+        case "_take_large":
+            return _names(args[1], args[2:])
+        case "farewell":
+            return ["on_finish"] if args[1].greeted else []
+    return []  # what is for no handler
+
+
+def _step_in(frame: FrameType | None) -> FrameType | None:
+    """Return the frame of `Connection.step()` that has led to `frame`."""
+    while frame is not None and frame.f_code is not Connection.step.__code__:
+        frame = frame.f_back
+    return frame

@@ -10,6 +10,9 @@ The events of a socket, which handlers are bound to by decorating them, like sig
 Every event but `on_connect` takes `channel`, a regular expression that is matched from the start:
 the handler is then called for sockets that are subscribed to a matching channel; for `on_subscribe`
 and `on_unsubscribe` the channel at hand must match. `namespace` is "/" unless told otherwise.
+
+With `threaded=True` the handler runs in a thread, where it may block without holding up all other
+clients; its socket can do there what it can do elsewhere.
 """
 
 import re
@@ -45,6 +48,11 @@ UNAVAILABLE = RESERVED_EVENTS | {SUBSCRIBE, UNSUBSCRIBE}
 class Handler(NamedTuple):
     function: Function
     pattern: re.Pattern[str] | None
+    threaded: bool = False
+    event: str = ""
+
+    def __str__(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
 
     def hears(self, channels: Iterable[str]) -> bool:
         pattern = self.pattern
@@ -95,7 +103,11 @@ class Event:
 
     @overload
     def __call__(
-        self, *, channel: str | re.Pattern[str] | None = None, namespace: str = "/"
+        self,
+        *,
+        channel: str | re.Pattern[str] | None = None,
+        namespace: str = "/",
+        threaded: bool = False,
     ) -> Callable[[F], F]: ...
 
     def __call__(
@@ -104,13 +116,19 @@ class Event:
         *,
         channel: str | re.Pattern[str] | None = None,
         namespace: str = "/",
+        threaded: bool = False,
     ) -> F | Callable[[F], F]:
         if handler is not None:
-            return self._bind(self.name, handler, channel, namespace)
-        return lambda function: self._bind(self.name, function, channel, namespace)
+            return self._bind(self.name, handler, channel, namespace, threaded)
+        return lambda function: self._bind(self.name, function, channel, namespace, threaded)
 
     def _bind(
-        self, event: str, function: F, channel: str | re.Pattern[str] | None, namespace: str
+        self,
+        event: str,
+        function: F,
+        channel: str | re.Pattern[str] | None,
+        namespace: str,
+        threaded: bool,
     ) -> F:
         """Register `function`; raise `EventError` for what could never be called."""
         if not callable(function):
@@ -135,7 +153,7 @@ class Event:
             raise EventError(
                 f"The channel {channel!r} of {name} is no regular expression: {error}."
             ) from error
-        registry.add(event, namespace, Handler(function, pattern))
+        registry.add(event, namespace, Handler(function, pattern, threaded, event))
         return function
 
 
@@ -148,12 +166,13 @@ class NamedEvent(Event):
         *,
         channel: str | re.Pattern[str] | None = None,
         namespace: str = "/",
+        threaded: bool = False,
     ) -> Callable[[F], F]:
         if not isinstance(name, str):
             raise EventError('on_event needs the name of the event: @on_event("name").')
         if name in UNAVAILABLE:
             raise EventError(f"{name!r} is an event of the protocol itself: choose another name.")
-        return lambda function: self._bind(f"event:{name}", function, channel, namespace)
+        return lambda function: self._bind(f"event:{name}", function, channel, namespace, threaded)
 
 
 on_connect = Event("on_connect", takes_channel=False)

@@ -6,10 +6,13 @@ is bound to the standard library before gevent has patched it: that is the worke
 """
 
 import gc
+import os
 import signal
 import sys
 import traceback
 from importlib import import_module
+from mmap import mmap
+from struct import Struct
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -25,7 +28,16 @@ _MARGIN = 1.0
 """Seconds for the last answers, and as many by which a worker is done before it would be killed."""
 
 _QUICK = 1.0
-"""Seconds that a worker takes for its end when it is told to hurry."""
+"""Seconds that a worker takes for its end when it is told to hurry. The arbiter gives it two."""
+
+_HEARD = 5.0
+"""Seconds that a worker waits for the backend before it serves without."""
+
+_SUCCEEDED = 20.0
+"""Seconds that a worker which is to be replaced serves on until its successors do."""
+
+_LOOK = 0.1
+"""Seconds after which it looks for them again."""
 
 _BEHIND = 5.0
 """Seconds that a worker that cannot serve leaves it to another to say so."""
@@ -37,6 +49,56 @@ _BEAT = 1.0
 def _ours(name: str) -> Any:
     """Return a module that only the worker may import."""
     return import_module(f"{__package__}.{name}")
+
+
+class Roster:
+    """
+    Which workers of an arbiter serve, in memory that all of them share: made before any fork.
+
+    Its first word is the age of the newest worker, then each has a slot which it alone writes: its
+    age and, until it serves, its process.
+    """
+
+    _NEWEST = Struct("=Q")
+    _SLOT = Struct("=II")
+    _SIZE = 4096
+
+    def __init__(self) -> None:
+        self._memory = mmap(-1, self._SIZE)
+
+    def enlist(self, age: int) -> None:
+        """Note in the arbiter that there is to be a worker."""
+        self._NEWEST.pack_into(self._memory, 0, age)
+
+    def begin(self, age: int) -> None:
+        self._SLOT.pack_into(self._memory, self._offset(age), age, os.getpid())
+
+    def serve(self, age: int) -> None:
+        self._SLOT.pack_into(self._memory, self._offset(age), age, 0)
+
+    def awaits_younger(self, age: int) -> bool:
+        """Tell whether a worker that came after this one is alive and does not serve yet."""
+        (newest,) = self._NEWEST.unpack_from(self._memory)
+        return any(map(self._is_awaited, range(age + 1, newest + 1)))
+
+    def _is_awaited(self, age: int) -> bool:
+        found, pid = self._SLOT.unpack_from(self._memory, self._offset(age))
+        return bool(found < age or (found == age and pid and _runs(pid)))
+
+    def _offset(self, age: int) -> int:
+        slots = self._SIZE // self._SLOT.size - 1
+        return self._SLOT.size * (1 + age % slots)
+
+
+ROSTER = Roster()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class SocketIOWorker(GeventWorker):
@@ -56,10 +118,15 @@ class SocketIOWorker(GeventWorker):
         if problem:
             raise RuntimeError(problem)
 
+    def __init__(self, age: int, *args: Any, **options: Any) -> None:
+        super().__init__(age, *args, **options)
+        ROSTER.enlist(age)
+
     # In the worker
 
     def init_process(self) -> None:
         """Become a worker: patch, then import the project, then serve."""
+        ROSTER.begin(self.age)
         # Until it serves there is nothing to be ended with care.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         super().init_process()
@@ -71,6 +138,8 @@ class SocketIOWorker(GeventWorker):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._end = Event()
+        self._hurried = Event()
+        self._until = 0.0
         self._servers: list[Any] = []
         self._status = 0
 
@@ -107,23 +176,30 @@ class SocketIOWorker(GeventWorker):
             sock.close()
 
     def run(self) -> None:
-        self._start()
-        signal_handler(signal.SIGTERM, self._end.set)
-        signal_handler(signal.SIGQUIT, self._hurry)
         beat = get_hub().loop.timer(_BEAT, min(_BEAT, self.timeout or _BEAT))
         beat.start(self.notify)
         self.notify()
+        if not _ours("runtime").wait_until_heard(_HEARD):
+            self.log.warning("The worker begins to serve, and cannot hear the others yet")
+        self._start()
+        # The arbiter repeats SIGTERM while it has more workers than it should.
+        signal_handler(signal.SIGTERM, self._end.set)
+        signal_handler(signal.SIGQUIT, self._hurry)
+        ROSTER.serve(self.age)
         try:
             self._end.wait()
+            self._wait_for_successors()
         finally:
             self._finish()
         sys.exit(self._status)
 
     def _start(self) -> None:
         server = _ours("engine.gunicorn").GunicornServer
-        tls = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
+        options = _ours("runtime").front_options()
+        if self.cfg.is_ssl:
+            options["ssl_context"] = ssl_context(self.cfg)
         for sock in self.sockets:
-            self._servers.append(server(sock, self.wsgi, self, **tls))
+            self._servers.append(server(sock, self.wsgi, self, **options))
         for server in self._servers:
             server.start()
         gc.freeze()  # what is there now stays, and need not be looked through again and again
@@ -138,23 +214,42 @@ class SocketIOWorker(GeventWorker):
 
     # The end
 
+    def _wait_for_successors(self) -> None:
+        """Serve on until those do that the arbiter has started in the place of this one."""
+        until = monotonic() + min(_SUCCEEDED, self.cfg.graceful_timeout)
+        while ROSTER.awaits_younger(self.age) and monotonic() < until:
+            if self._hurried.wait(_LOOK):
+                return
+
     def _finish(self) -> None:
         """End every socket with its handlers, and answer what was asked, while there is time."""
         self.alive = False
-        until = monotonic() + max(self.cfg.graceful_timeout - 2 * _MARGIN, 0)
-        spawn_later(self.cfg.graceful_timeout, sys.exit, self._status)  # whatever hangs
+        runtime, quick = _ours("runtime"), self._hurried.is_set()
+        seconds = _QUICK if quick else max(self.cfg.graceful_timeout - 2 * _MARGIN, _QUICK)
+        self._expect_the_end_in(seconds)
         for server in self._servers:
             server.close()
-        _ours("runtime").stop(max(until - monotonic(), 0))
+        runtime.drain(0 if quick else _ours("conf").get("DRAIN"), seconds)
         for server in self._servers:
-            server.drain(max(until - monotonic(), _MARGIN))
+            while not server.drain(_LOOK) and monotonic() < self._until:
+                pass
+        runtime.stop()
+        for server in self._servers:
             server.stop()
+
+    def _expect_the_end_in(self, seconds: float) -> None:
+        """Set the time, and end whatever hangs a little later, before the arbiter would."""
+        self._until = monotonic() + seconds
+        spawn_later(seconds + _MARGIN / 2, sys.exit, self._status)
 
     def _hurry(self) -> None:
         """End as ever, but soon."""
-        self.cfg.worker_int(self)
-        spawn_later(_QUICK, sys.exit, self._status)  # in whatever the main greenlet waits
-        self._end.set()
+        if not self._hurried.is_set():
+            self.cfg.worker_int(self)
+            self._hurried.set()
+            self._expect_the_end_in(_QUICK)
+            self._end.set()
+            _ours("runtime").hurry()
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """
@@ -165,6 +260,7 @@ class SocketIOWorker(GeventWorker):
         stack = "".join(traceback.format_stack(frame))
         self.log.critical("The worker hangs, and so do all of its clients, in\n%s", stack)
         self._status = 1
+        self._hurried.set()  # it is killed a second later
         self._end.set()
         super().handle_abort(sig, frame)
 

@@ -18,6 +18,7 @@ from contextlib import closing, suppress
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
+from random import shuffle
 from typing import Any
 
 from gevent import get_hub
@@ -101,6 +102,12 @@ class Handoff:
             return self._relay(Request.from_environ(environ), node)
         except Refused as refused:
             return self._engine.refuse(environ, refused)
+
+    def pass_on(self, environ: dict[str, Any]) -> bool:
+        """Give a handshake to a worker of this host that is here to stay; False if none is."""
+        nodes = list(self._cluster.staying())
+        shuffle(nodes)
+        return any(self._hand_over(environ, node) for node in nodes)
 
     def close(self) -> None:
         """Take nothing more, and end what is being relayed."""
@@ -283,6 +290,8 @@ class Handoff:
         environ["CONTENT_LENGTH"] = str(len(body)) if body else ""
         sid = Request.from_environ(environ).query["sid"]  # what opens a session is never relayed
         response = self._engine.handle(environ)
+        if response.sent is not None:
+            response.sent(True)  # from here on it is the other host's
         return Answer(
             [response.status.value, response.headers],
             (response.body,),

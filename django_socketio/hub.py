@@ -9,17 +9,23 @@ backend subscribes to a topic while it has a member here.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol
 
 from gevent import get_hub
 from gevent._hub_local import get_hub_if_exists
 
 from . import envelope
 from .backends import BackendError, BaseBackend
-from .engine import Frame
+from .engine import Frame, LossyFrame
 from .envelope import Envelope, InvalidEnvelope
+from .gaps import Gap, Numbering, Reception, Tail
+from .slow import Drops, Rules
 
 logger = logging.getLogger(__name__)
+
+_NUMBERED = (envelope.EVENT, envelope.DISCONNECT)
 
 
 def everybody(namespace: str) -> str:
@@ -38,6 +44,33 @@ def session(namespace: str, sid: str) -> str:
     return f"s{namespace},{sid}"
 
 
+def gap(topic: str, lost: int) -> Gap:
+    """Return what it means that messages of a topic are lost."""
+    kind, (namespace, _, name) = topic[0], topic[1:].partition(",")
+    return Gap(
+        namespace,
+        channel=name if kind == "c" else None,
+        session_id=name if kind == "s" else None,
+        lost=lost,
+    )
+
+
+def describe(topic: str) -> str:
+    """Return the channel that a topic stands for; in brackets, what is none."""
+    kind, name = topic[:1], topic[1:].removeprefix("/,")
+    if kind == "c":
+        return name
+    return {"a": "(everybody)", "m": "(several channels)", "s": "(one client)"}.get(kind, "(other)")
+
+
+def frame_of(letter: Envelope) -> Frame:
+    """Return the frame of a message that nobody does without."""
+    frame = Frame.message(*letter.packets)
+    if letter.flags & envelope.UNCOMPRESSED:
+        frame.never_deflate()
+    return frame
+
+
 class Member(Protocol):
     """Whoever can receive: a Socket."""
 
@@ -45,9 +78,11 @@ class Member(Protocol):
     def sid(self) -> str: ...
 
     def deliver(self, frame: Frame) -> None: ...
+    def deliver_lossy(self, frame: LossyFrame) -> None: ...
     def disconnect(self) -> None: ...
     def subscribe(self, channel: str) -> bool: ...
     def unsubscribe(self, channel: str) -> bool: ...
+    def revalidate(self, channel: str | None) -> None: ...
 
 
 class Hub:
@@ -60,13 +95,20 @@ class Hub:
 
     def __init__(self, backend: BaseBackend) -> None:
         self.backend = backend
+        backend.interrupted = self.interrupted
         self.counters: Counter[str] = Counter()
+        self.rules = Rules()
+        self._drops = Drops(self.counters, describe, monotonic)
         self.delivered: Callable[[], None] = lambda: None
         self.correspond: Callable[[str, Envelope], None] = lambda topic, letter: None
         self._members: dict[str, dict[str, Member]] = {}
         self._joining: Counter[str] = Counter()
         self._kept: list[str] = []
         self._home: object = None
+        self._numbering: Numbering | None = None
+        self._reception = Reception(monotonic, 0)
+        self._interruptions: list[float] = []
+        self.missed: Callable[[list[Gap], float | None], None] = lambda gaps, interrupted: None
 
     def start(self) -> None:
         self._home = get_hub()
@@ -110,6 +152,8 @@ class Hub:
         confirmed = False
         try:
             self.backend.subscribe(missing)
+            if self._numbering is not None:
+                self._reception.subscribed(missing)
             confirmed = True
         finally:
             given_up = []
@@ -138,6 +182,7 @@ class Hub:
     def _unsubscribe(self, topics: Sequence[str]) -> None:
         if not topics:
             return
+        self._reception.unsubscribed(topics)
         try:
             self.backend.unsubscribe(topics)
         except BackendError as error:
@@ -176,14 +221,27 @@ class Hub:
 
     def publish(self, topic: str, letter: Envelope) -> int:
         """Publish as the backend does, and return what it does."""
-        return self.backend.publish(topic, envelope.encode(letter))
+        if self._numbering is None or letter.kind not in _NUMBERED:
+            return self.backend.publish(topic, envelope.encode(letter))
+        stamp = self._numbering.stamp(topic)
+        try:
+            receivers = self.backend.publish(topic, envelope.encode(letter, stamp))
+        except BaseException:  # somebody may also have ended the greenlet
+            self._numbering.failed(topic, stamp)
+            raise
+        self._numbering.sent(topic, stamp)
+        return receivers
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Hand a payload of the backend to the members of its topic, in the thread that is home."""
+        self.at_home(self._deliver, topic, payload)
+
+    def at_home(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function in the thread that is home: now, or soon if this is another."""
         if self._home is None or get_hub_if_exists() is self._home:
-            self._deliver(topic, payload)
+            function(*args)
         else:
-            self._home.loop.run_callback_threadsafe(self._deliver, topic, payload)  # type: ignore[attr-defined]
+            self._home.loop.run_callback_threadsafe(function, *args)  # type: ignore[attr-defined]
 
     def _deliver(self, topic: str, payload: bytes) -> None:
         try:
@@ -192,19 +250,74 @@ class Hub:
             self.counters["dropped: invalid envelope"] += 1
             logger.warning("Dropped a payload on topic %r: %s", topic, error)
             return
+        if letter.stamp is not None and topic in self._members:
+            if not self._reception.received(topic, letter.stamp):
+                self.counters["dropped: came twice"] += 1
+                return
         if letter.kind == envelope.EVENT:
             # A copy: whoever is too slow to take it leaves meanwhile.
             recipients = self._recipients(topic, letter)
             if recipients:
-                frame = Frame.message(*letter.packets)
-                for member in recipients:
-                    member.deliver(frame)
+                if letter.is_lossy:
+                    lossy = self.lossy_frame(topic, letter)
+                    for member in recipients:
+                        member.deliver_lossy(lossy)
+                else:
+                    frame = frame_of(letter)
+                    for member in recipients:
+                        member.deliver(frame)
                 self.delivered()
         elif letter.kind == envelope.DISCONNECT:
             for member in self._recipients(topic, letter):
                 member.disconnect()
         else:
             self.correspond(topic, letter)
+
+    def lossy_frame(self, topic: str, letter: Envelope) -> LossyFrame:
+        """Return the frame of a message that clients which are behind need not get."""
+        # A key is one of its address: the same in another channel is another.
+        key = (topic, letter.among, letter.key) if letter.key else None
+        dropped = partial(self._drops.count, "coalesced" if letter.key else "volatile", topic)
+        frame = LossyFrame(*letter.packets, key=key, dropped=dropped)
+        if letter.flags & envelope.UNCOMPRESSED:
+            frame.never_deflate()
+        return frame
+
+    # Gaps
+
+    def number(self, origin: str, *, grace: float) -> None:
+        """
+        Number what is published as of `origin`, and miss what does not come for `grace` seconds.
+        """
+        self._numbering = Numbering(origin, monotonic, grace)
+        self._reception = Reception(monotonic, grace)
+
+    def tails(self) -> list[Tail]:
+        """Return what a beat has to tell of what was published here since the last one."""
+        return [] if self._numbering is None else self._numbering.tails()
+
+    def told(self, origin: str, tails: Iterable[Any]) -> None:
+        """Be told by the beat of another process what it has published."""
+        self._reception.told(origin, tails, self._members.__contains__)
+
+    def interrupted(self, seconds: float) -> None:
+        """Be told that the carrier may not have been heard for so long. From any thread."""
+        if self._members:  # else there is nobody here who could miss anything
+            self._interruptions.append(seconds)
+
+    def look_for_gaps(self) -> None:
+        """Count what is lost, and tell `missed(gaps, interrupted)` of it."""
+        while self._interruptions:
+            self.counters["interruptions"] += 1
+            self.missed([], self._interruptions.pop(0))
+        self.counters["arrived late"] = self._reception.late
+        gaps = [gap(topic, lost) for topic, lost in self._reception.lost().items()]
+        if gaps:
+            lost = sum(each.lost for each in gaps)
+            self.counters["gaps"] += len(gaps)
+            self.counters["lost in gaps"] += lost
+            logger.warning("%d messages on %d topics did not come", lost, len(gaps))
+            self.missed(gaps, None)
 
     def _recipients(self, topic: str, letter: Envelope) -> list[Member]:
         """Return whom it is for, each once."""

@@ -5,31 +5,56 @@ Everything is made when it is first needed and belongs to the process: after a f
 its own.
 """
 
+import logging
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import close_old_connections, connections, reset_queries
+from django.db import connections
 from django.db.backends.signals import connection_created
 from django.urls import NoReverseMatch, get_script_prefix, reverse
 from django.utils.module_loading import import_string
+from gevent import sleep
+from gevent._hub_local import get_hub_if_exists, set_hub, set_loop
 from gevent.monkey import is_module_patched
 
-from . import conf, origins
+from . import conf, databases, descriptors, origins
 from .backends import BaseBackend, InvalidBackend
 from .cluster import Cluster
-from .dispatch import Dispatcher
-from .engine import FRONT, Config, Engine, Response, send_response
+from .databases import ConnectionLimit
+from .dispatch import Dispatcher, find_handler
+from .drain import Drain
+from .engine import (
+    FRONT,
+    OPENED,
+    AdmissionLimits,
+    Compression,
+    Config,
+    Engine,
+    Rate,
+    Response,
+    send_response,
+)
 from .handoff import Adopt, Handoff
 from .hub import Hub
+from .identities import Identities, user_of_handshake
+from .limits import Limits
 from .messagelog import MessageLog
-from .runners import Runners, note_database
+from .protocol import socketio
+from .runners import Runners, note_database, uses_database
+from .signals import GapTeller
+from .slow import Rules
+from .threads import Threads
+from .watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 WSGIApplication = Callable[..., Iterable[bytes]]
 
@@ -41,7 +66,7 @@ BACKENDS = {
     "amqp": "django_socketio.backends.amqp.AMQPBackend",
     "amqps": "django_socketio.backends.amqp.AMQPBackend",
 }
-_MAX_RUNNERS = 1000
+_LOOK = 0.01
 _SID = re.compile("(?:^|&)sid=([^&]*)")
 
 
@@ -51,18 +76,38 @@ class _Process:
     cluster: Cluster
     dispatcher: Dispatcher | None = None
     handoff: Handoff | None = None
+    watchdog: Watchdog | None = None
+    connection_limit: ConnectionLimit | None = None
+    drain: Drain | None = None
 
 
 _current: dict[int, _Process] = {}
 """This process's parts by its pid, alone."""
 
-_parents: list[_Process] = []
+_parents: list[Any] = []
 """What was inherited at forks, kept so that nothing closes it: it is the parents'."""
 
 
 def _disown() -> None:
+    if any(process.dispatcher is not None for process in _current.values()):
+        _abandon_hub()
     _parents.extend(_current.values())
     _current.clear()
+
+
+def _abandon_hub() -> None:
+    """
+    Leave the parent's hub, with its greenlets and its clients.
+
+    They would all go on here as soon as this child waits for anything, and take what the parent's
+    clients send. What waits in this child has a hub of its own.
+    """
+    hub = get_hub_if_exists()
+    if hub is not None:
+        _parents.append(hub)
+        set_hub(None)  # type: ignore[arg-type]
+        set_loop(None)  # type: ignore[arg-type]
+        hub.loop.destroy()
 
 
 os.register_at_fork(after_in_child=_disown)
@@ -93,6 +138,14 @@ def make_backend(value: Any) -> BaseBackend:
     return backend
 
 
+def make_rules(value: Any) -> Rules:
+    """Make what a value of `SOCKETIO_SLOW_CONSUMERS` asks for; raise `ImproperlyConfigured`."""
+    problem = conf.SETTINGS["SLOW_CONSUMERS"].problem(value)
+    if problem:
+        raise ImproperlyConfigured(f"SOCKETIO_SLOW_CONSUMERS {problem}, not {value!r}.")
+    return Rules(value)
+
+
 def get_hub() -> Hub:
     """Return the hub of this process, any process. Safe from any thread and after a fork."""
     return _get_process().hub
@@ -108,6 +161,7 @@ def _get_process() -> _Process:
     process = _current.get(pid)
     if process is None:
         hub = Hub(make_backend(conf.get("BACKEND")))
+        hub.rules = make_rules(conf.get("SLOW_CONSUMERS"))
         # No lock, which a fork could inherit: of several at once the first one's stays.
         process = _current.setdefault(pid, _Process(hub, Cluster(hub)))
     return process
@@ -117,6 +171,12 @@ def get_dispatcher() -> Dispatcher | None:
     """Return the dispatcher if this process serves sockets."""
     process = _current.get(os.getpid())
     return process.dispatcher if process is not None else None
+
+
+def get_watchdog() -> Watchdog | None:
+    """Return what watches the hub, if this process serves sockets and the settings want it."""
+    process = _current.get(os.getpid())
+    return process.watchdog if process is not None else None
 
 
 def start() -> Dispatcher:
@@ -131,27 +191,30 @@ def start() -> Dispatcher:
     if problems:
         raise ImproperlyConfigured(problems[0][1])
     process = _get_process()
+    process.hub.missed = GapTeller(process.hub.backend)
     process.hub.start()
     process.cluster.start()
     log_format = conf.get("MESSAGE_LOG_FORMAT")
+    identities = Identities(process.hub, process.cluster, conf.get("REAUTH_INTERVAL"))
+    identities.start()
     connection_created.connect(_connection_created, dispatch_uid="django_socketio")
     process.dispatcher = Dispatcher(
         process.hub,
-        Config(
-            ping_interval=conf.get("PING_INTERVAL"),
-            ping_timeout=conf.get("PING_TIMEOUT"),
-            max_payload=int(conf.get("MAX_PAYLOAD")),
-            max_buffer=int(conf.get("MAX_BUFFER")),
-            node=process.cluster.node,
-        ),
+        _config(process.cluster.node),
         connect_timeout=conf.get("CONNECT_TIMEOUT"),
         allow=origins.allow,
+        identities=identities,
         log=None if log_format is None else MessageLog(log_format),
+        limits=_limits(),
+        user_of=user_of_handshake if conf.get("MAX_CONNECTIONS_PER_USER") is not None else None,
         runners=Runners(
-            limit=_MAX_RUNNERS,
-            before=_before_handler,
-            after=close_old_connections,
+            limit=int(conf.get("MAX_HANDLERS")),
+            before=databases.begin,
+            after=databases.finish,
             end=connections.close_all,
+        ),
+        threads=Threads(
+            int(conf.get("THREADS")), before=databases.begin_thread, after=databases.finish_thread
         ),
     )
     if process.hub.backend.crosses_processes:
@@ -159,7 +222,84 @@ def start() -> Dispatcher:
         outbox.moderate()
         process.hub.delivered = outbox.delivered
     process.handoff = Handoff(process.dispatcher.engine, process.cluster, runtime_directory())
+    _limit_connections(process)
+    _watch(process, process.dispatcher)
     return process.dispatcher
+
+
+def _compression(value: Any) -> Compression | None:
+    options = value if isinstance(value, dict) else {}
+    return None if value in (None, False) else Compression(**options)
+
+
+def _limit_connections(process: _Process) -> None:
+    for problem in databases.blocking_drivers():
+        logger.warning("%s", problem)
+    if conf.get("MAX_DATABASE_CONNECTIONS") is not None:
+        process.connection_limit = ConnectionLimit(int(conf.get("MAX_DATABASE_CONNECTIONS")))
+        process.connection_limit.install()
+
+
+def _watch(process: _Process, dispatcher: Dispatcher) -> None:
+    threshold = conf.get("BLOCKING_THRESHOLD")
+    if threshold is not None:
+        process.watchdog = Watchdog(threshold, find_handler, dispatcher.engine.counters)
+        process.watchdog.start()
+
+
+def _config(node: str) -> Config:
+    return Config(
+        ping_interval=conf.get("PING_INTERVAL"),
+        ping_timeout=conf.get("PING_TIMEOUT"),
+        max_payload=int(conf.get("MAX_PAYLOAD")),
+        max_buffer=int(conf.get("MAX_BUFFER")),
+        max_packets=int(conf.get("MAX_PACKETS")),
+        max_fragments=int(conf.get("MAX_FRAGMENTS")),
+        message_timeout=conf.get("MESSAGE_TIMEOUT"),
+        upgrade_timeout=conf.get("UPGRADE_TIMEOUT"),
+        write_timeout=conf.get("WRITE_TIMEOUT"),
+        admission=AdmissionLimits(
+            connections=descriptors.make_room(int(conf.get("MAX_CONNECTIONS"))),
+            per_address=conf.get("MAX_CONNECTIONS_PER_ADDRESS"),
+            per_user=conf.get("MAX_CONNECTIONS_PER_USER"),
+            rate=_rate("HANDSHAKE_RATE"),
+            rate_per_address=_rate("HANDSHAKE_RATE_PER_ADDRESS"),
+        ),
+        node=node,
+        compression=_compression(conf.get("COMPRESSION")),
+    )
+
+
+def _limits() -> Limits:
+    attachment_bytes = conf.get("MAX_ATTACHMENT_BYTES")
+    return Limits(
+        packet=socketio.Limits(
+            attachments=int(conf.get("MAX_ATTACHMENTS")),
+            attachment_bytes=int(attachment_bytes or conf.get("MAX_PAYLOAD")),
+            depth=int(conf.get("MAX_JSON_DEPTH")),
+            name=int(conf.get("MAX_NAME")),
+        ),
+        channels=int(conf.get("MAX_CHANNELS")),
+        namespaces=int(conf.get("MAX_NAMESPACES")),
+        event_rate=_rate("EVENT_RATE"),
+        event_rate_per_user=_rate("EVENT_RATE_PER_USER"),
+    )
+
+
+def _rate(name: str) -> Rate | None:
+    rate = conf.get_rate(name)
+    return None if rate is None else Rate(*rate)
+
+
+def front_options() -> dict[str, Any]:
+    """Return what either front is told of the settings."""
+    dispatcher = get_dispatcher()
+    assert dispatcher is not None
+    return {
+        "head_timeout": conf.get("HEAD_TIMEOUT"),
+        "max_head": int(conf.get("MAX_HEAD")),
+        "over_limit": dispatcher.engine.over_limit,
+    }
 
 
 def runtime_directory() -> Path:
@@ -179,33 +319,67 @@ def accept_from_others(adopt: Adopt) -> None:
         process.handoff.open(adopt)
 
 
+def wait_until_heard(timeout: float) -> bool:
+    """Wait until this process hears what it publishes itself; return whether it does."""
+    until, cluster = monotonic() + timeout, get_cluster()
+    while cluster.deaf and monotonic() < until:
+        sleep(_LOOK)
+    return not cluster.deaf
+
+
+def drain(over: float, timeout: float, *, lingering: bool = True) -> None:
+    """
+    End every socket, over some seconds, and run what waits for that (`on_finish` last).
+
+    What is asked by HTTP, and messages of other processes, are served on until `stop()`.
+    """
+    process = _current.get(os.getpid())
+    if process is None or process.dispatcher is None or process.drain is not None:
+        return
+    process.cluster.retire()
+    process.drain = Drain(process.dispatcher, over=over, timeout=timeout, lingering=lingering)
+    process.drain.run()
+    if process.handoff is not None:
+        process.handoff.close()
+
+
+def hurry() -> None:
+    """Have a `drain()` that runs be done soon."""
+    process = _current.get(os.getpid())
+    if process is not None and process.drain is not None:
+        process.drain.hurry()
+
+
 def stop(timeout: float = 10.0) -> None:
-    """End every socket, run what waits for that (`on_finish` last), and let go of the backend."""
+    """End what serves here, at once where there was no `drain()`, and let go of the backend."""
+    drain(0, timeout, lingering=False)
     process = _current.get(os.getpid())
     if process is None:
         return
     dispatcher = process.dispatcher
     if dispatcher is not None:
-        dispatcher.engine.stop_accepting()
-        dispatcher.engine.close_all("server shutting down")
-        dispatcher.wait_empty(timeout)
         dispatcher.engine.stop()
+        dispatcher.identities.stop()
         dispatcher.runners.stop()
+        dispatcher.threads.stop()
         process.dispatcher = None
-    if process.handoff is not None:
-        process.handoff.close()
+    if process.watchdog is not None:
+        process.watchdog.stop()
+    if process.connection_limit is not None:
+        process.connection_limit.uninstall()
     process.cluster.stop()
     process.hub.stop()
     _current.pop(os.getpid(), None)
 
 
-def _before_handler() -> None:
-    reset_queries()
-    close_old_connections()
-
-
 def _connection_created(**kwargs: Any) -> None:
     note_database()
+
+
+def _close_connections() -> None:
+    """Close what the running greenlet has; most never had any, which is quicker to tell."""
+    if uses_database():
+        connections.close_all()
 
 
 def socketio_path() -> str:
@@ -243,14 +417,33 @@ class Application:
             # Whatever may open a session must have passed Django.
             if sid is not None or environ["REQUEST_METHOD"] != "GET":
                 # It may wait for long: no database connection waits with it.
-                connections.close_all()
+                _close_connections()
                 response = self._respond(environ, sid[1] if sid else "")
                 return [] if response is None else send_response(response, start_response)
+            if not self._engine.accepting and self._handoff.pass_on(environ):
+                return []
+            turned_away = self._engine.turn_away(environ)
+            if turned_away is not None:
+                return send_response(turned_away, start_response)
+            answer = self._django(environ, self._check_answer(environ, start_response))
+            _close_connections()  # persistent or not: what becomes a socket has none
+            return answer
         if "HTTP_TRANSFER_ENCODING" in environ:
             # Django reads by Content-Length, and would take the body for empty.
             start_response("411 Length Required", [("Content-Length", "0")])
             return []
         return self._django(environ, start_response)
+
+    def _check_answer(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Have a session end whose handshake is refused by a middleware, behind the view."""
+
+        def start(status: str, *args: Any) -> Any:
+            sid = environ.pop(OPENED, None)
+            if sid is not None and not status.startswith("200 "):
+                self._engine.hung_up(sid)
+            return start_response(status, *args)
+
+        return start
 
     def _respond(self, environ: dict[str, Any], sid: str) -> Response | None:
         """Answer for whichever worker has the session; None if the connection has gone there."""

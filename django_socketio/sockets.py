@@ -4,17 +4,17 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from django.core.serializers.json import DjangoJSONEncoder
 from gevent.event import AsyncResult
 
 from . import hub as topics
-from .engine import Frame, Session
+from .engine import Frame, LossyFrame, Session
 from .envelope import Envelope
-from .events import MESSAGE, UNAVAILABLE
+from .events import MESSAGE, UNAVAILABLE, UNSUBSCRIBE
 from .exceptions import NoSocket
-from .hub import Hub
+from .hub import Hub, frame_of
 from .protocol.socketio import (
     ACK,
     CONNECT,
@@ -25,14 +25,12 @@ from .protocol.socketio import (
     encode,
     encode_parts,
 )
+from .slow import Delivery, Manner
 
 logger = logging.getLogger(__name__)
 
 MAX_NAME = 255
 """Characters of a channel's name."""
-
-_HELD = 1_048_576
-"""Bytes that may wait for the client while `on_connect` decides."""
 
 _default = DjangoJSONEncoder().default
 
@@ -61,7 +59,11 @@ class Owner(Protocol):
     @property
     def session(self) -> Session: ...
 
+    @property
+    def max_channels(self) -> int: ...
+
     def socket_ended(self, socket: "Socket") -> None: ...
+    def revalidate(self, socket: "Socket", channel: str) -> None: ...
     def call_began(self) -> None: ...
     def call_ended(self) -> None: ...
 
@@ -106,6 +108,10 @@ class Socket:
 
     What is sent to a socket that has ended is dropped; broadcasts from it still go out, so that
     `on_disconnect` and `on_finish` can tell the others.
+
+    Clients that are behind do without messages that are `volatile`, and of those with one key in
+    `coalesce` they get the latest. See `SOCKETIO_SLOW_CONSUMERS` for what becomes of all others.
+    What is sent with `compress=False` stays as it is, whatever `SOCKETIO_COMPRESSION` says.
     """
 
     __slots__ = (
@@ -167,13 +173,19 @@ class Socket:
 
     # To this client
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, **delivery: Unpack[Delivery]) -> None:
         """Send the event `message`; a tuple is several arguments."""
-        self.emit(MESSAGE, *arguments(message))
+        self.emit(MESSAGE, *arguments(message), **delivery)
 
-    def emit(self, event: str, *args: Any) -> None:
+    def emit(self, event: str, *args: Any, **delivery: Unpack[Delivery]) -> None:
         """Send an event of any name. Raise `TypeError` if an argument cannot be serialised."""
-        self.deliver(Frame.message(*encode_event(self.namespace, event, args)))
+        packets = encode_event(self.namespace, event, args)
+        if not delivery:
+            self.deliver(Frame.message(*packets))
+        else:
+            flags, key = self._hub.rules.manner(**delivery)
+            letter = Envelope(packets=packets, flags=flags, key=key)
+            self._deliver_letter(topics.session(self.namespace, self.sid), letter)
 
     def call(self, event: str, *args: Any, timeout: float = 60.0) -> Any:
         """
@@ -207,13 +219,46 @@ class Socket:
         if self._state is _CONNECTED:
             self._owner.session.transport.send(frame)
         elif self._state is State.CONNECTING:
-            if self._held is None:
-                self._held, self._held_size = [], 0
-            self._held.append(frame)
-            self._held_size += len(frame.websocket)
-            if self._held_size > _HELD:
-                logger.warning("on_connect sent %s more than %d bytes, and lost it", self, _HELD)
-                self.end("slow consumer")
+            self._hold(frame)
+
+    def deliver_lossy(self, frame: LossyFrame) -> None:
+        """Send a finished frame that the client may do without if it is behind."""
+        if self._state is _CONNECTED:
+            self._owner.session.transport.send_lossy(frame)
+        elif self._state is State.CONNECTING:
+            if frame.key is None and not self._can_hold(frame):
+                frame.dropped()
+            else:
+                self._hold(frame)
+
+    def _deliver_letter(self, topic: str, letter: Envelope) -> None:
+        if letter.is_lossy:
+            self.deliver_lossy(self._hub.lossy_frame(topic, letter))
+        else:
+            self.deliver(frame_of(letter))
+
+    def _hold(self, frame: Frame) -> None:
+        """Keep what is sent while `on_connect` decides, within the limit of all that waits."""
+        if not self._can_hold(frame):
+            limit = self._owner.session.transport.max_buffer
+            logger.warning(
+                "Session %s: slow consumer: more than SOCKETIO_MAX_BUFFER (%d) bytes wait for"
+                " on_connect to let %s in",
+                self._owner.session.sid,
+                limit,
+                self,
+            )
+            self.end("slow consumer")
+            return
+        if self._held is None:
+            self._held = []
+        self._held.append(frame)
+        self._held_size += len(frame.websocket)
+
+    def _can_hold(self, frame: Frame) -> bool:
+        transport = self._owner.session.transport
+        waiting = self._held_size + transport.waiting
+        return not waiting or waiting + len(frame.websocket) <= transport.max_buffer
 
     def disconnect(self) -> None:
         """Disconnect this client from this namespace."""
@@ -223,40 +268,54 @@ class Socket:
 
     # To others
 
-    def broadcast(self, message: Any) -> None:
+    def broadcast(self, message: Any, **delivery: Unpack[Delivery]) -> None:
         """Send a message to everybody else in this namespace."""
-        self._publish([topics.everybody(self.namespace)], message, include=False)
+        self._publish_to_all(message, False, delivery)
 
-    def broadcast_channel(self, message: Any, channel: str | None = None) -> None:
+    def broadcast_channel(
+        self, message: Any, channel: str | None = None, **delivery: Unpack[Delivery]
+    ) -> None:
         """Send a message to everybody else in `channel`, or in all channels of this socket."""
-        self._publish(self._topics(channel), message, include=False)
+        self._publish_to_channel(message, channel, False, delivery)
 
-    def send_and_broadcast(self, message: Any) -> None:
+    def send_and_broadcast(self, message: Any, **delivery: Unpack[Delivery]) -> None:
         """Send a message to everybody in this namespace, this client included."""
-        self._publish([topics.everybody(self.namespace)], message, include=True)
+        self._publish_to_all(message, True, delivery)
 
-    def send_and_broadcast_channel(self, message: Any, channel: str | None = None) -> None:
+    def send_and_broadcast_channel(
+        self, message: Any, channel: str | None = None, **delivery: Unpack[Delivery]
+    ) -> None:
         """Send a message to `channel`, or all channels of this socket, and to this client."""
-        self._publish(self._topics(channel), message, include=True)
+        self._publish_to_channel(message, channel, True, delivery)
 
-    def _topics(self, channel: str | None) -> list[str]:
-        if channel is None:
-            return list(self._channels.values())
-        return [topics.channel(self.namespace, check_channel(channel))]
+    def _publish_to_all(self, message: Any, include: bool, delivery: Delivery) -> None:
+        manner = self._hub.rules.manner(**delivery)
+        self._publish([topics.everybody(self.namespace)], message, include, manner)
 
-    def _publish(self, targets: list[str], message: Any, *, include: bool) -> None:
+    def _publish_to_channel(
+        self, message: Any, channel: str | None, include: bool, delivery: Delivery
+    ) -> None:
+        targets = self._channels
+        if channel is not None:
+            targets = {check_channel(channel): topics.channel(self.namespace, channel)}
+        manner = self._hub.rules.manner(channels=targets, **delivery)
+        self._publish(list(targets.values()), message, include, manner)
+
+    def _publish(self, targets: list[str], message: Any, include: bool, manner: Manner) -> None:
         packets = encode_event(self.namespace, MESSAGE, arguments(message))
+        flags, key = manner
         # As a member it gets its copy from the carrier, in the order that all others see.
         member = include and any(self._hub.is_member(topic, self) for topic in targets)
         exclude = "" if member else self.sid
-        if len(targets) == 1:
-            self._hub.publish(targets[0], Envelope(packets=packets, exclude=exclude))
-        elif targets:
+        letter = Envelope(packets=packets, exclude=exclude, flags=flags, key=key)
+        topic = targets[0] if len(targets) == 1 else topics.subscribers(self.namespace)
+        if len(targets) > 1:
             # One publish, so never half of it: the processes sort out who is meant.
-            letter = Envelope(packets=packets, exclude=exclude, among=tuple(targets))
-            self._hub.publish(topics.subscribers(self.namespace), letter)
+            letter = letter._replace(among=tuple(targets))
+        if targets:
+            self._hub.publish(topic, letter)
         if include and not member:
-            self.deliver(Frame.message(*packets))
+            self._deliver_letter(topic, letter)
 
     # Channels
 
@@ -265,11 +324,12 @@ class Socket:
         Subscribe to a channel; return False if it was subscribed already, or has ended.
 
         Returns when the carrier has confirmed it. Calls no `on_subscribe`: those decide about
-        what the client asks for.
+        what the client asks for. Raise `ValueError` if it is in as many as it may be.
         """
         topic = topics.channel(self.namespace, check_channel(channel))
         if self._state is State.ENDED or channel in self._channels:
             return False
+        self.check_room()
         wanted = [topic, topics.subscribers(self.namespace)]
         self._hub.join(wanted, self)
         if self.ended:  # meanwhile
@@ -289,7 +349,29 @@ class Socket:
         self._hub.leave(left, self)
         return True
 
+    def revalidate(self, channel: str | None = None) -> None:
+        """
+        Have `on_subscribe` decide again about a channel, or about all that it is subscribed to.
+
+        It does so after the events that have come before. A channel that is refused now is
+        unsubscribed, and the client told.
+        """
+        for name in self.channels if channel is None else [channel]:
+            self._owner.revalidate(self, name)
+
     # For dispatch
+
+    def expelled(self, channel: str, error: str) -> None:
+        """Tell the client that it has been unsubscribed."""
+        if self._state is State.CONNECTED:
+            self._send_packet(Packet(EVENT, self.namespace, [UNSUBSCRIBE, channel, error]))
+
+    def check_room(self) -> None:
+        """Raise `ValueError`, in words fit for clients, if there is no room for another channel."""
+        maximum = self._owner.max_channels
+        if len(self._channels) >= maximum:
+            self._owner.session.over_limit("MAX_CHANNELS")
+            raise ValueError(f"A socket is in at most {maximum} channels.")
 
     def remember(self, channel: str) -> None:
         """Count `channel` among those that this socket had when it ended."""
@@ -303,7 +385,7 @@ class Socket:
             return
         self._send_packet(Packet(CONNECT, self.namespace, {"sid": self.sid}))
         self._state = State.CONNECTED
-        held, self._held = self._held, None
+        held, self._held, self._held_size = self._held, None, 0
         for frame in held or ():
             self._owner.session.send(frame)
 
@@ -328,7 +410,7 @@ class Socket:
         if self._state is State.ENDED:
             return
         self._state = State.ENDED
-        self._held = None
+        self._held, self._held_size = None, 0
         self.disconnect_reason = reason
         for result in (self._acks or {}).values():
             result.set_exception(NoSocket(f"The socket {self.sid} has disconnected."))

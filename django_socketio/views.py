@@ -1,12 +1,17 @@
+import logging
 from io import BytesIO
 from typing import Any
 
+from django.db import Error as DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from . import api, runtime
+from .identities import identify_handshake
+
+logger = logging.getLogger(__name__)
 
 _NO_SERVER = (
     "Socket.IO is not served here: this process runs Django alone. Start `manage.py"
@@ -28,6 +33,11 @@ def socketio(request: HttpRequest) -> HttpResponse:
     if "%" in request.META["QUERY_STRING"] and "sid" in request.GET:
         # Spelled so that the server did not see it: a poll would wait inside of the middleware.
         return HttpResponse("sid is to be spelled plainly", status=400, content_type="text/plain")
+    try:
+        identify_handshake(request)
+    except DatabaseError as error:
+        logger.error("Nobody can say who asks for a session: %s", error)
+        return HttpResponse("try again", status=503, content_type="text/plain")
     answer = engine.handle(request.META, request)
     _let_go(request)
     response = HttpResponse(answer.body, status=answer.status.value)

@@ -45,6 +45,12 @@ def spin(request, socket, context):
     while True:
         pass
 
+@on_event("block", threaded=True)
+def block(request, socket, context, seconds):
+    from gevent.monkey import get_original
+    note("sleep")
+    get_original("time", "sleep")(seconds)
+
 @on_event("echo")
 def echo(request, socket, context, data):
     return data

@@ -13,14 +13,16 @@ import ssl
 import time
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Self
 from urllib.parse import urlencode
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
+from websockets.extensions import ClientExtensionFactory
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import OPEN
@@ -29,7 +31,7 @@ from websockets.uri import parse_uri
 from tests.support import UNIT
 
 #: Seconds until a test that waits for a client gives up.
-TIMEOUT = 200 * UNIT
+TIMEOUT = 600 * UNIT
 
 PATH = "/socket.io/"
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
@@ -40,11 +42,16 @@ Headers = Mapping[str, str]
 
 
 class Lost(Exception):
-    """The server has ended the connection; `code` is that of its close frame, if it sent one."""
+    """
+    The server has ended the connection.
 
-    def __init__(self, why: str, code: int | None = None) -> None:
-        super().__init__(why, code)
+    `code` and `note` are those of its close frame, if it sent one.
+    """
+
+    def __init__(self, why: str, code: int | None = None, note: str = "") -> None:
+        super().__init__(why, code, note)
         self.code = code
+        self.note = note
 
 
 class HandshakeFailed(Exception):
@@ -80,12 +87,22 @@ class Packet:
 
 def open_socket(address: str, tls: ssl.SSLContext | None = None) -> socket.socket:
     host, _, port = address.rpartition(":")
-    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT)
-    return tls.wrap_socket(sock, server_hostname=host.strip("[]")) if tls else sock
+    host = host.strip("[]")
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.settimeout(TIMEOUT)
+        sock.connect((host, int(port)))
+        return tls.wrap_socket(sock, server_hostname=host) if tls else sock
+    except BaseException:  # also where somebody ends the greenlet
+        sock.close()
+        raise
 
 
 class WebSocket:
-    """The WebSocket transport, connected directly; `headers` go with its handshake."""
+    """
+    The WebSocket transport, connected directly; `headers` go with its handshake, as do `offers`, of
+    extensions.
+    """
 
     name = "websocket"
 
@@ -97,13 +114,16 @@ class WebSocket:
         query: Mapping[str, str] | None = None,
         path: str = PATH,
         tls: ssl.SSLContext | None = None,
+        offers: Sequence[ClientExtensionFactory] = (),
     ) -> None:
         query = {"EIO": "4", "transport": "websocket", **(query or {})}
         uri = f"{'wss' if tls else 'ws'}://{address}{path}?{urlencode(query)}"
-        self.protocol = ClientProtocol(parse_uri(uri), max_size=None)
+        extensions = list(offers)
+        self.protocol = ClientProtocol(parse_uri(uri), extensions=extensions, max_size=None)
         self.answer: Response | None = None
-        self._messages: deque[str | bytes] = deque()
+        self.messages: deque[str | bytes] = deque()
         self._fragments: list[Frame] = []
+        self._writing = Lock()
         self.socket = open_socket(address, tls)
         request = self.protocol.connect()
         for name, value in (headers or {}).items():
@@ -123,6 +143,8 @@ class WebSocket:
         return self.answer.headers.get_all(name)
 
     def send(self, *messages: str | bytes) -> None:
+        if self.protocol.state is not OPEN:
+            raise self._end()
         for message in messages:
             if isinstance(message, str):
                 self.protocol.send_text(message.encode())
@@ -132,9 +154,9 @@ class WebSocket:
 
     def receive(self, deadline: float) -> str | bytes:
         """Return the next message; raise `Lost` or `TimeoutError`."""
-        while not self._messages:
+        while not self.messages:
             self._read(deadline)
-        return self._messages.popleft()
+        return self.messages.popleft()
 
     def close(self) -> None:
         """Close as a browser does, with a close frame, without waiting for the answer."""
@@ -149,9 +171,10 @@ class WebSocket:
         self.socket.close()
 
     def _write(self) -> None:
-        for data in self.protocol.data_to_send():
-            if data:
-                self.socket.sendall(data)
+        with self._writing:  # of whoever reads, and answers a ping, and whoever sends
+            for data in self.protocol.data_to_send():
+                if data:
+                    self.socket.sendall(data)
 
     def _read(self, deadline: float) -> None:
         self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -168,11 +191,18 @@ class WebSocket:
         if self.protocol.handshake_exc is not None and self.answer is None:
             self._refused(self.protocol.handshake_exc)
         self._write()
-        if not data and not self._messages:
-            close = self.protocol.close_rcvd
-            raise Lost("closed by the server", close.code if close else None)
+        if not data and not self.messages:
+            raise self._end()
+
+    def _end(self) -> Lost:
+        close = self.protocol.close_rcvd
+        if close is None:
+            return Lost("closed by the server")
+        return Lost("closed by the server", close.code, close.reason)
 
     def _refused(self, error: Exception) -> None:
+        if isinstance(error.__cause__, EOFError):
+            raise Lost("closed by the server within the handshake")
         if not isinstance(error, InvalidStatus):
             raise error
         answer = error.response
@@ -189,7 +219,7 @@ class WebSocket:
                 data = b"".join(bytes(frame.data) for frame in self._fragments)
                 text = self._fragments[0].opcode is Opcode.TEXT
                 self._fragments = []
-                self._messages.append(data.decode() if text else data)
+                self.messages.append(data.decode() if text else data)
 
 
 class Polling:
@@ -209,12 +239,13 @@ class Polling:
         self._address, self._tls, self._path = address, tls, path
         self._query = {"EIO": "4", "transport": "polling", **(query or {})}
         self._headers = dict(headers or {})
-        self._messages: deque[str | bytes] = deque()
+        self.messages: deque[str | bytes] = deque()
+        self._posting = Lock()
         self._polls = self._connect()
         self._posts = self._connect()
         try:
-            self._fill(time.monotonic() + TIMEOUT)
-            opened = self._messages[0]
+            self.poll(time.monotonic() + TIMEOUT)
+            opened = self.messages[0]
             assert isinstance(opened, str)
             self._query["sid"] = json.loads(opened[1:])["sid"]
         except BaseException:
@@ -228,14 +259,15 @@ class Polling:
         packets = (
             item.encode() if isinstance(item, str) else b"b" + b64encode(item) for item in messages
         )
-        status, _, body = self._request(self._posts, "POST", b"\x1e".join(packets))
+        with self._posting:
+            status, _, body = self._request(self._posts, "POST", b"\x1e".join(packets))
         if status != 200:
             raise Lost(f"{status} {body!r}")
 
     def receive(self, deadline: float) -> str | bytes:
-        while not self._messages:
-            self._fill(deadline)
-        return self._messages.popleft()
+        while not self.messages:
+            self.poll(deadline)
+        return self.messages.popleft()
 
     def close(self) -> None:
         """Close as the official client does, with the packet that says so."""
@@ -252,7 +284,8 @@ class Polling:
             return http.client.HTTPSConnection(self._address, timeout=TIMEOUT, context=self._tls)
         return http.client.HTTPConnection(self._address, timeout=TIMEOUT)
 
-    def _fill(self, deadline: float) -> None:
+    def poll(self, deadline: float) -> None:
+        """Send one GET, and add what it brings to `messages`."""
         if self._polls.sock is not None:
             self._polls.sock.settimeout(max(deadline - time.monotonic(), 0.001))
         status, headers, body = self._request(self._polls, "GET")
@@ -263,15 +296,24 @@ class Polling:
         self.answer = headers
         for packet in body.split(b"\x1e"):
             binary = packet[:1] == b"b"
-            self._messages.append(b64decode(packet[1:]) if binary else packet.decode())
+            self.messages.append(b64decode(packet[1:]) if binary else packet.decode())
+
+    @property
+    def sid(self) -> str:
+        return self._query["sid"]
+
+    @property
+    def sockets(self) -> list[socket.socket | None]:
+        """Those of GET and POST, which the server may have closed."""
+        return [self._polls.sock, self._posts.sock]
 
     def _request(
         self, connection: http.client.HTTPConnection, method: str, body: bytes | None = None
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         target = f"{self._path}?{urlencode(self._query)}"
         connection.request(method, target, body, self._headers)
-        answer = connection.getresponse()
-        return answer.status, answer.getheaders(), answer.read()
+        with connection.getresponse() as answer:
+            return answer.status, answer.getheaders(), answer.read()
 
 
 TRANSPORTS = {"websocket": WebSocket, "polling": Polling}
@@ -315,11 +357,17 @@ class Connection:
 
     def upgrade(self, transport: WebSocket) -> None:
         """Move from polling to a WebSocket that was opened with this session's id."""
-        transport.send("2probe")
-        assert transport.receive(time.monotonic() + TIMEOUT) == "3probe"
+        try:
+            transport.send("2probe")
+            assert transport.receive(time.monotonic() + TIMEOUT) == "3probe"
+        except BaseException:
+            transport.drop()
+            raise
         polling, self.transport = self.transport, transport
-        transport.send("5")
-        polling.drop()
+        try:
+            transport.send("5")
+        finally:
+            polling.drop()
 
     def write(self, type: int, namespace: str, id: int | None = None, data: Any = None) -> None:
         """Send a packet; what is bytes in `data` goes as an attachment."""
@@ -340,7 +388,7 @@ class Connection:
     def _message(self, deadline: float) -> str | bytes:
         """Return the next message of the session; raise `Lost` at its end."""
         while True:
-            packet = self.transport.receive(deadline)
+            packet = self._receive(deadline)
             if isinstance(packet, bytes):
                 return packet
             match packet[0]:
@@ -350,6 +398,9 @@ class Connection:
                     raise Lost("closed by a packet")
                 case "2" if self.answers_pings:
                     self.transport.send("3")
+
+    def _receive(self, deadline: float) -> str | bytes:
+        return self.transport.receive(deadline)
 
     def _attachment(self, deadline: float) -> bytes:
         data = self._message(deadline)
@@ -488,7 +539,12 @@ def connect(
 
 def open_connection(address: str, *, transport: str = "websocket", **options: Any) -> Connection:
     """Open a session, and connect to no namespace."""
-    return Connection(TRANSPORTS[transport](address, **options))
+    carrier = TRANSPORTS[transport](address, **options)
+    try:
+        return Connection(carrier)
+    except BaseException:
+        carrier.drop()
+        raise
 
 
 def encode(

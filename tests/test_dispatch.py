@@ -1025,7 +1025,7 @@ def test_a_server_that_stops_ends_every_socket_first(site: Site, transport: str)
     reason = "server shutting down"
     assert steps == [("disconnect", reason), ("unsubscribe", "room"), ("finish", reason)]
     if transport == "websocket":
-        assert client.connection.wait_for_end().code == 1000
+        assert client.connection.wait_for_end().code == 1001
 
 
 @TRANSPORTS

@@ -17,7 +17,9 @@ from tests.engine.clients import Http, request
 from tests.sites import Site, settings
 from tests.support import wait_until
 
-pytestmark = settings(ROOT_URLCONF=__name__, SOCKETIO_MAX_PAYLOAD=2_000_000)
+pytestmark = settings(
+    ROOT_URLCONF=__name__, SOCKETIO_MAX_PAYLOAD=2_000_000, SOCKETIO_MAX_PACKETS=100_000
+)
 
 UNKNOWN = f"{PATH}?EIO=4&transport=polling&sid=unknown"
 

@@ -20,7 +20,7 @@ import gevent
 import pytest
 
 from django_socketio.engine.gunicorn import GunicornServer
-from django_socketio.gunicorn import SocketIOWorker
+from django_socketio.gunicorn import Roster, SocketIOWorker
 from tests import clients, test_front
 from tests.arbiter import (
     Gunicorn,
@@ -33,13 +33,13 @@ from tests.arbiter import (
 )
 from tests.clients import PATH, UPGRADE, WebSocket
 from tests.engine.clients import Http, chunked, request, text
-from tests.engine.test_tls import certificate
+from tests.engine.conftest import certificate as certificate
 from tests.engine.workers import Worker
 from tests.services import Redis
 from tests.sites import Site
 from tests.support import UNIT, wait_until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 __all__ = ["certificate"]
 
@@ -310,7 +310,7 @@ def test_sigterm_ends_everything_cleanly(serve: Serve, shared: Project) -> None:
         assert server.end() == 0
         assert time.monotonic() - started < 20
         assert answer.get() == b"one"
-        assert {client.connection.wait_for_end().code for client in found.values()} == {1000}
+        assert {client.connection.wait_for_end().code for client in found.values()} == {1012}
         polling.connection.drop()
     assert shared.finished.count(REASON) == 3
     assert "Traceback" not in server.output and "timeout" not in server.output.lower()
@@ -333,31 +333,46 @@ def test_a_poll_that_waits_is_closed_by_a_packet(serve: Serve, project: Project)
 def test_a_worker_that_ends_refuses_handshakes(serve: Serve, project: Project) -> None:
     """It runs its last handlers; whoever is connected to it by HTTP is told to go elsewhere."""
     server = serve(project)
-    with connected(server.address) as client, closing(http_to(server)) as kept:
-        kept.request("GET", "/view/")
-        kept.getresponse().read()
+    with ExitStack() as stack:
+        client = stack.enter_context(connected(server.address))
+        kept = [stack.enter_context(closing(http_to(server))) for _ in range(3)]
+        for connection in kept:
+            connection.request("GET", "/view/")
+            connection.getresponse().read()
         client.emit("sleep", 40 * UNIT)
         wait_until(lambda: "sleep" in project.notes)
         server.signal(signal.SIGTERM)
-        client.connection.wait_for_end()
-        kept.request("GET", f"{PATH}?EIO=4&transport=polling")
-        answer = kept.getresponse()
-        assert (answer.status, answer.getheader("Connection")) == (503, "close")
-        with pytest.raises(ConnectionRefusedError):
-            clients.open_socket(server.address)
+        wait_until(lambda: refuses(server.address))
+        for connection, target, status in zip(
+            kept,
+            [f"{PATH}?EIO=4&transport=polling", f"{PATH}health", "/view/"],
+            [503, 503, 200],
+            strict=True,
+        ):
+            connection.request("GET", target)
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("Connection")) == (status, "close")
+            if target.endswith("polling"):
+                assert answer.getheader("Retry-After") == "1"
+            elif status == 503:
+                assert json.load(answer)["reason"] == "stopping"
+        assert client.connection.wait_for_end().code == 1012
         assert server.wait(600 * UNIT) == 0
     assert project.notes[-4:] == ["sleep", "slept", "disconnect", f"finish {REASON}"]
 
 
-def test_a_handler_that_hangs_is_given_up_in_time(serve: Serve, project: Project) -> None:
+@pytest.mark.parametrize("how", ["sleep", "block"])
+def test_a_handler_that_hangs_is_given_up_in_time(serve: Serve, project: Project, how: str) -> None:
     """Before the arbiter kills the worker, and with it those who did not hang."""
     server = serve(project, "--graceful-timeout", "4")
     with connected(server.address) as hanging, connected(server.address):
-        hanging.emit("sleep", 1000)
+        hanging.emit(how, 1000)
         wait_until(lambda: "sleep" in project.notes)
         assert server.end() == 0
     assert project.finished == [REASON]
     assert "SIGKILL" not in server.output
+    line = f"no time for the end of 1 handlers (1 '{how}'), and for 1 that waited (1 on_finish)"
+    assert line in server.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
@@ -404,7 +419,7 @@ def test_sighup_has_new_workers_with_new_code(serve: Serve, shared: Project) -> 
         asking = gevent.spawn(ask)
         server.signal(signal.SIGHUP)
         for client in found.values():
-            assert client.connection.wait_for_end().code == 1000
+            assert client.connection.wait_for_end().code == 1012
         asking.get()
     gone(before)
     assert set(answers) == {b"one", b"two"} or set(answers) == {b"two"}
@@ -506,7 +521,7 @@ def test_max_requests(serve: Serve, shared: Project) -> None:
         while server.workers & before:
             assert get(server) == b"one"
         for client in found.values():
-            assert client.connection.wait_for_end().code == 1000
+            assert client.connection.wait_for_end().code == 1012
     assert shared.finished.count(REASON) == 2
     with one_of_each(server.address, replaced(server.pid, before, 2)) as found:
         assert len(found) == 2
@@ -523,7 +538,7 @@ def test_more_and_fewer_workers(serve: Serve, shared: Project) -> None:
         server.signal(signal.SIGTTOU)
         wait_until(lambda: len(server.workers) == 1, 600 * UNIT)
         (gone_one,) = more - server.workers
-        assert found[gone_one].connection.wait_for_end().code == 1000
+        assert found[gone_one].connection.wait_for_end().code == 1012
         (other,) = server.workers
         assert found[other].call("version") == ["one"]
 
@@ -540,5 +555,73 @@ def test_a_slow_head_costs_nobody_else(serve: Serve, project: Project) -> None:
             assert client.call("version") == ["one"]
 
 
+def refuses(address: str) -> bool:
+    try:
+        clients.open_socket(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def http_to(server: Gunicorn) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(server.address, timeout=clients.TIMEOUT)
+
+
+# Who serves, in memory that all share
+
+
+def test_a_worker_waits_for_younger_ones_that_begin() -> None:
+    roster = Roster()
+    assert not roster.awaits_younger(1)
+    for age in (1, 2, 3):
+        roster.enlist(age)
+    assert roster.awaits_younger(1) and roster.awaits_younger(2)
+    assert not roster.awaits_younger(3)
+    roster.begin(3)
+    roster.serve(3)
+    assert roster.awaits_younger(1) and not roster.awaits_younger(2)
+    roster.begin(2)
+    assert roster.awaits_younger(1)
+    roster.serve(2)
+    assert not roster.awaits_younger(1)
+
+
+def test_a_worker_does_not_wait_for_the_dead() -> None:
+    roster = Roster()
+    roster.enlist(2)
+    child = os.fork()
+    if not child:
+        roster.begin(2)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not roster.awaits_younger(1)
+
+
+def test_the_places_of_old_workers_are_used_again() -> None:
+    roster = Roster()
+    for age in range(1, 2001):
+        roster.enlist(age)
+        assert age == 1 or roster.awaits_younger(age - 1)
+        roster.begin(age)
+        roster.serve(age)
+        assert not roster.awaits_younger(max(1, age - 100))
+
+
+def test_old_workers_serve_until_new_ones_do(serve: Serve, project: Project) -> None:
+    """Those may take a while, or come to nothing."""
+    server = serve(project, "-w", "1")
+    (before,) = server.workers
+    settings = (project.folder / "site_settings.py").read_text()
+    project.write("slow_start.py", "import time\ntime.sleep(3)\n")
+    project.write("site_settings.py", f"import slow_start\n{settings}")
+    with connected(server.address) as client:
+        server.signal(signal.SIGHUP)
+        started = time.monotonic()
+        while before in server.workers and time.monotonic() - started < 2.5:
+            assert client.call("version") == ["one"]
+            assert get(server) == b"one"
+            gevent.sleep(UNIT)
+        assert client.connection.wait_for_end().code == 1012
+    gone({before})
+    assert get(server) == b"one"
+    assert server.end() == 0

@@ -27,15 +27,13 @@ from tests import clients
 from tests.carrier import Carrier, Net
 from tests.clients import Connection
 from tests.deployment.cluster import Cluster as Deployment
-from tests.engine import test_tls
 from tests.engine.clients import PATH, Answer, Http, WebSocket, chunked, payload, request, text
+from tests.engine.conftest import certificate as certificate
 from tests.engine.resources import KEPT_GREENLETS, Resources
 from tests.engine.served import Served, echo, message
 from tests.engine.test_handshake import BAD_REQUEST, FORBIDDEN, UNKNOWN_SID, UPGRADE
 from tests.services import Redis
 from tests.support import UNIT, Server, wait_until
-
-certificate = test_tls.certificate
 
 BEAT, SILENCE = UNIT, 12 * UNIT
 LONG = 600 * UNIT
@@ -58,6 +56,8 @@ class Worker(Served):
     def serve(self, environ: dict[str, Any], start_response: Any) -> Any:
         sid = environ["QUERY_STRING"].partition("&sid=")[2].partition("&")[0]
         owner = self.handoff.owner(sid)
+        if not (sid or self.engine.accepting) and self.handoff.pass_on(environ):
+            return []
         if owner is None:
             return super().serve(environ, start_response)
         response = self.handoff.handle(environ, owner)
@@ -197,6 +197,54 @@ def test_an_unknown_session_of_this_worker(workers: Workers) -> None:
     answer = worker.http().get(f"{PATH}polling&sid={worker.node}{new_sid()}")
     assert answer.error == UNKNOWN_SID
     assert "ended" in answer.body.decode()
+
+
+# Handshakes at a worker that stops
+
+
+def retire(*leaving: Worker) -> None:
+    for worker in leaving:
+        worker.engine.stop_accepting()
+        worker.cluster.retire()
+
+
+UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def test_a_handshake_goes_to_a_worker_that_stays(workers: Workers) -> None:
+    first, second, third, _ = workers.several("one", "one", "one", "two")
+    retire(first, second)
+    wait_until(lambda: second.node not in first.cluster.staying())
+    for _ in range(10):
+        client = first.http()
+        (opened,) = client.get(f"{PATH}polling").packets
+        assert json.loads(opened[1:].encode())["sid"].startswith(third.node)
+    assert first.counters["handed over"] == 10 and not second.counters["handed over"]
+
+
+def test_a_websocket_goes_to_a_worker_that_stays(two: list[Worker]) -> None:
+    leaving, staying = two
+    retire(leaving)
+    leaving.websocket()
+    wait_until(lambda: len(staying.engine.sessions) == 1)
+    assert not leaving.engine.sessions
+
+
+@pytest.mark.parametrize("others", ["none", "far", "leaving", "dead"])
+def test_a_handshake_without_anybody_who_stays(workers: Workers, others: str) -> None:
+    first, second = workers.several("one", "two" if others == "far" else "one")
+    retire(first)
+    if others == "leaving":
+        retire(second)
+        wait_until(lambda: not first.cluster.staying())
+    elif others == "dead":
+        second.kill()
+    elif others == "none":
+        second.stop()
+    answer = first.http().get(f"{PATH}polling")
+    assert answer.status == UNAVAILABLE
+    assert answer.headers["retry-after"] == "1"
+    assert not first.engine.sessions and not second.engine.sessions
 
 
 # On one host: the connection itself goes over

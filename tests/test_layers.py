@@ -13,9 +13,10 @@ import django_socketio
 FLOORS = (
     {"protocol"},
     {"engine", "backends"},
-    {"envelope", "hub", "cluster"},
-    {"exceptions", "events", "sockets", "runners", "dispatch", "handoff"},
-    {"conf", "messagelog", "origins", "runtime", "api"},
+    {"envelope", "gaps", "hub", "slow", "cluster"},
+    {"exceptions", "events", "sockets", "limits", "runners", "logins", "identities", "dispatch"}
+    | {"databases", "threads", "watchdog", "drain", "handoff"},
+    {"conf", "descriptors", "messagelog", "origins", "signals", "runtime", "accounts", "api"},
     # The empty name is the package's own __init__, which the floors below do without.
     {"", "apps", "checks", "urls", "views", "admin", "management", "templatetags", "testing"}
     | {"gunicorn"},

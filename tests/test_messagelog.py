@@ -75,7 +75,7 @@ def test_none_turns_it_off(site: Site, lines: Any) -> None:
         ("%(TIME)s %s %d", ["%(MESSAGE)s %s"]),
         ("message", [b"\n\x00"]),
         ("message", ["x" * 100_000]),
-        ("x" * 100_000, []),
+        ("x" * 255, []),
         ("message", [["y" * 100_000]]),
     ],
     ids=lambda value: repr(value)[:30],
@@ -95,11 +95,11 @@ def test_a_deep_message_is_logged_shortly(site: Site, lines: Any) -> None:
     heard: list[Any] = []
     on_message(lambda request, socket, context, message: heard.append(message))
     client = site.connect()
-    client.connection.transport.send(f'42["message",{"[" * 1000}{"]" * 1000}]')
+    client.connection.transport.send(f'42["message",{"[" * 60}{"]" * 60}]')
     client.fence()
     (line,) = lines()
     assert line.endswith(': [[[[[[[[[...]]]]]]]]]"') and len(line) < 200
-    for _ in range(1000):
+    for _ in range(60):
         (heard,) = heard
     assert heard == []
 

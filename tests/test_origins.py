@@ -7,11 +7,12 @@ import pytest
 from django.core.exceptions import DisallowedHost
 from django.test import override_settings
 
-from django_socketio.engine import Refused
+from django_socketio.engine import Frame, Refused
 from django_socketio.origins import allow
 from tests import clients
 from tests.clients import UPGRADE, HandshakeFailed
 from tests.sites import Site, settings
+from tests.test_gunicorn import GunicornSite
 
 HOST = "example.com"
 HOSTS = {"ALLOWED_HOSTS": [HOST, ".example.com", "xn--bcher-kva.example", "[::1]", "proxy.test"]}
@@ -252,6 +253,16 @@ class TestBehindAProxy:
         assert ask("https://example.com", HTTP_X_FORWARDED_PROTO="http") is None
 
     @override_settings(**HOSTS)
+    def test_the_log_names_the_setting_that_is_missing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert ask("https://example.com", HTTP_X_FORWARDED_PROTO="https") is None
+        assert "SECURE_PROXY_SSL_HEADER" in caplog.text
+        caplog.clear()
+        assert ask("https://evil.test") is None
+        assert "SECURE_PROXY_SSL_HEADER" not in caplog.text
+
+    @override_settings(**HOSTS)
     def test_without_the_setting_a_client_may_say_what_it_wants(self) -> None:
         assert ask("https://example.com", HTTP_X_FORWARDED_PROTO="https") is None
         assert ask("http://proxy.test", HTTP_X_FORWARDED_HOST="proxy.test") is None
@@ -272,6 +283,86 @@ class TestBehindAProxy:
         with override_settings(SECURE_PROXY_SSL_HEADER=self.TLS):
             assert ask("https://example.com", **forwarded) == {}
         assert ask("https://example.com", **forwarded) is None
+
+
+class TestWithACallable:
+    def test_it_decides_about_all_but_our_own(self) -> None:
+        asked = []
+
+        def decide(origin: str, environ: dict[str, Any]) -> bool:
+            asked.append((origin, environ["HTTP_HOST"]))
+            return origin in ("https://shop.test", "capacitor://localhost", "null")
+
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=decide):
+            assert ask(None) == ask("http://example.com") == {}
+            assert asked == []
+            for origin in ("https://shop.test", "capacitor://localhost", "null"):
+                assert ask(origin) == cors(origin)
+            assert ask("https://evil.test") is None
+        assert asked[0] == ("https://shop.test", "example.com")
+        assert asked[-1] == ("https://evil.test", "example.com")
+
+    @pytest.mark.parametrize("origin", ["null", "file://", *FOREIGN, *NEVER], ids=lambda o: o[:40])
+    def test_it_is_asked_about_one_origin_at_a_time_and_what_looks_like_one(
+        self, origin: str
+    ) -> None:
+        asked: list[str] = []
+
+        def decide(origin: str, environ: dict[str, Any]) -> bool:
+            asked.append(origin)
+            return False
+
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=decide):
+            assert ask(origin) is None
+        for seen in asked:
+            assert not set(seen) & set(" ,@?#%\t\x00\\") and len(seen) < 400
+            assert seen == "null" or "/" not in seen.partition("://")[2]
+
+    def test_it_may_be_named_by_its_path(self) -> None:
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=f"{__name__}.is_a_shop"):
+            assert ask("https://a.shop.test") == cors("https://a.shop.test")
+            assert ask("https://evil.test") is None
+
+    def test_if_it_fails_that_is_a_no(self, caplog: pytest.LogCaptureFixture) -> None:
+        def decide(origin: str, environ: dict[str, Any]) -> bool:
+            raise ValueError("a bug")
+
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=decide):
+            assert ask("https://shop.test") is None
+        assert "a bug" in caplog.text
+        assert "'https://shop.test' refused: it is not http://example.com, nor" in caplog.text
+        assert "SOCKETIO_ALLOWED_ORIGINS" in caplog.text
+
+
+def is_a_shop(origin: str, environ: dict[str, Any]) -> bool:
+    return origin.endswith(".shop.test")
+
+
+class TestWithoutAnOrigin:
+    """No Origin: a native client, our own page's GET, or what the browser says of the page."""
+
+    @pytest.fixture(autouse=True, params=[None, ["https://shop.test"], "*", is_a_shop], ids=str)
+    def configured(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        with override_settings(**HOSTS, SOCKETIO_ALLOWED_ORIGINS=request.param):
+            yield
+
+    @pytest.mark.parametrize("cookie", ["", "sessionid=abc"], ids=["stranger", "user"])
+    @pytest.mark.parametrize("site", [None, "same-origin", "none", ""])
+    def test_a_native_client_and_our_own_page(self, site: str | None, cookie: str) -> None:
+        said = {} if site is None else {"HTTP_SEC_FETCH_SITE": site}
+        assert ask(None, HTTP_COOKIE=cookie, **said) == {}
+
+    @pytest.mark.parametrize("site", ["cross-site", "same-site"])
+    def test_the_image_or_script_of_another_page(
+        self, site: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert ask(None, HTTP_SEC_FETCH_SITE=site) is None
+        for part in ("without Origin", site, "http://example.com", "SOCKETIO_ALLOWED_ORIGINS"):
+            assert part in caplog.text
+
+    @pytest.mark.parametrize("site", ["cross-site", "same-site"])
+    def test_with_an_origin_that_alone_decides(self, site: str) -> None:
+        assert ask("http://example.com", HTTP_SEC_FETCH_SITE=site) == {}
 
 
 # Every request of every transport
@@ -383,3 +474,107 @@ def test_the_log_of_a_refusal_stays_one_line(site: Site, caplog: pytest.LogCaptu
     assert failed.value.status == 403
     (record,) = [record for record in caplog.records if record.name.endswith(".origins")]
     assert record.getMessage().isprintable()
+
+
+# The whole matrix, over real sockets, on both fronts
+
+OWN = "http://example.com"
+LIST, WILD, STAR, CALL = "list", "wildcard", "star", "callable"
+CONFIGURATIONS: dict[str, Any] = {
+    "default": None,
+    LIST: ["https://shop.test", "http://[2001:db8::1]:8000", "https://xn--bcher-kva.test"],
+    WILD: ["https://*.shop.test"],
+    STAR: "*",
+    CALL: f"{__name__}.is_one_of_ours",
+}
+EVERYWHERE = set(CONFIGURATIONS)
+
+MATRIX: dict[str, tuple[list[str], set[str]]] = {
+    # What the page's Origin headers are, and with which settings it may connect
+    "missing": ([], EVERYWHERE),
+    "own": ([OWN], EVERYWHERE),
+    "own with its port": ([OWN + ":80"], EVERYWHERE),
+    "upper case": (["HTTP://EXAMPLE.COM"], EVERYWHERE),
+    "listed": (["https://shop.test"], {LIST, STAR, CALL}),
+    "listed, upper case": (["HTTPS://SHOP.TEST"], {LIST, STAR}),
+    "listed, its port": (["https://shop.test:443"], {LIST, STAR}),
+    "listed, a user": (["https://me@shop.test"], set()),
+    "sub of listed": (["https://a.shop.test"], {WILD, STAR, CALL}),
+    "sub of sub of listed": (["https://b.a.shop.test"], {WILD, STAR, CALL}),
+    "IPv6": (["http://[2001:db8::1]:8000"], {LIST, STAR}),
+    "IPv6 without its port": (["http://[2001:db8::1]"], {STAR}),
+    "punycode": (["https://xn--bcher-kva.test"], {LIST, STAR}),
+    "IDN": (["https://b\xfccher.test"], set()),
+    "own, other port": ([OWN + ":8000"], {STAR}),
+    "https of http": (["https://example.com"], {STAR}),
+    "sub of own": (["http://www.example.com"], {STAR}),
+    "own as a sub of evil": (["http://example.com.evil.test"], {STAR}),
+    "own as the end of evil": (["http://evilexample.com"], {STAR}),
+    "listed as the end of evil": (["https://evilshop.test"], {STAR}),
+    "trailing dot": (["http://example.com."], {STAR}),
+    "null": (["null"], set()),
+    "file": (["file://"], set()),
+    "a web view": (["capacitor://localhost"], {CALL}),
+    "user@host": (["http://me@example.com"], set()),
+    "own@evil": (["http://example.com@evil.test"], set()),
+    "own, twice": ([OWN, OWN], set()),
+    "own and evil": ([OWN, "http://evil.test"], set()),
+    "evil and listed": (["http://evil.test", "https://a.shop.test"], set()),
+    "empty": ([""], set()),
+    "8 KB": (["http://" + "x" * 8192], set()),
+    "8 KB of listed": (["https://shop.test" + "/" * 8192], set()),
+}
+
+
+def is_one_of_ours(origin: str, environ: dict[str, Any]) -> bool:
+    return origin in ("https://shop.test", "capacitor://localhost") or is_a_shop(origin, environ)
+
+
+def is_let_in(site: Site, kind: str, sid: str, origins: list[str]) -> bool:
+    """Make a request of some kind for the page; tell whether it was served."""
+    websocket = kind.split()[0] in UPGRADING
+    query = f"EIO=4&transport={'websocket' if websocket else 'polling'}"
+    if kind in ("poll", "post", "upgrade"):
+        query += f"&sid={sid}"
+    if kind == "poll":
+        site.dispatcher.engine.sessions[sid].send(Frame.message(b"so that it ends"))
+    headers = [("Host", "example.com"), *(("Origin", origin) for origin in origins)]
+    answer = clients.request(
+        site.address,
+        {"post": "POST", "options": "OPTIONS"}.get(kind, "GET"),
+        f"{clients.PATH}?{query}",
+        [*headers, *UPGRADE] if websocket else headers,
+        b"3" if kind == "post" else b"",
+    )
+    assert answer.status in (403, {"options": 204}.get(kind, 101 if websocket else 200))
+    if answer.status == 403:
+        assert answer.header("Access-Control-Allow-Origin") is None
+    return answer.status != 403
+
+
+@pytest.mark.parametrize("front", [Site, GunicornSite], ids=["one process", "gunicorn"])
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_matrix(front: type[Site], configuration: str, kind: str) -> None:
+    allowed = CONFIGURATIONS[configuration]
+    with front(ALLOWED_HOSTS=["*"], SOCKETIO_ALLOWED_ORIGINS=allowed) as site:
+        sid = site.open("polling").sid
+        let_in = {
+            name for name, (origins, _) in MATRIX.items() if is_let_in(site, kind, sid, origins)
+        }
+        assert sid in site.dispatcher.engine.sessions
+    assert let_in == {name for name, (_, where) in MATRIX.items() if configuration in where}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_page_without_an_origin_is_refused_by_each(site: Site, kind: str) -> None:
+    session = site.open("polling")
+    page = {name: value for name, value in UPGRADE if kind.split()[0] in UPGRADING}
+    query = f"EIO=4&transport={'websocket' if page else 'polling'}"
+    target = f"{clients.PATH}?{query}" + (f"&sid={session.sid}" if kind in ("poll", "post") else "")
+    method = {"post": "POST", "options": "OPTIONS"}.get(kind, "GET")
+    answer = clients.request(
+        site.address, method, target, {**page, "Sec-Fetch-Site": "cross-site"}, b""
+    )
+    assert answer.status == 403
+    assert list(site.dispatcher.engine.sessions) == [session.sid]

@@ -73,7 +73,7 @@ def test_the_metadata_says_what_it_is(metadata: email.message.Message) -> None:
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Requires-Python"] == ">=3.11"
-    users, ours = {"redis", "amqp", "workers", "demo"}, {"test", "lint", "docs"}
+    users, ours = {"redis", "amqp", "workers", "demo"}, {"test", "lint", "docs", "fuzz"}
     assert set(metadata.get_all("Provides-Extra", [])) == users | ours
     assert "Socket.IO" in metadata.get_payload()
 

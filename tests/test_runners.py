@@ -35,11 +35,11 @@ class Work:
 class Pool:
     """Runners, and what they call around the work."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, rest: float = 1000 * UNIT) -> None:
         self.calls: list[tuple[str, Any]] = []
         note = lambda name: lambda: self.calls.append((name, getcurrent()))  # noqa: E731
         self.runners = Runners(
-            limit=limit, before=note("before"), after=note("after"), end=note("end")
+            limit=limit, before=note("before"), after=note("after"), end=note("end"), rest=rest
         )
 
     def run(self, *works: Work) -> None:
@@ -214,6 +214,57 @@ def test_a_runner_that_used_the_database_ends_its_connections(pool: Pool) -> Non
     pool.runners.stop()
     wait_until(lambda: all(work.greenlets[0].dead for work in works))
     assert len([name for name, _ in pool.calls if name == "end"]) == 12
+
+
+REST = 4 * UNIT
+
+
+@pytest.fixture
+def resting() -> Iterator[Pool]:
+    pool = Pool(limit=20, rest=REST)
+    yield pool
+    pool.runners.stop()
+    gevent.sleep(0)
+
+
+def test_a_runner_that_used_the_database_ends_when_it_is_idle(resting: Pool) -> None:
+    using, plain = Work(note_database), Work()
+    resting.run(using)
+    wait_until(lambda: using.done)
+    (runner,) = using.greenlets
+    assert not runner.dead
+    wait_until(lambda: runner.dead)
+    assert resting.calls[-1] == ("end", runner)
+    resting.run(plain)
+    wait_until(lambda: plain.done)
+    assert plain.greenlets[0] is not runner
+    gevent.sleep(3 * REST)
+    assert not plain.greenlets[0].dead  # which used none
+
+
+def test_a_runner_that_is_needed_keeps_its_connections(resting: Pool) -> None:
+    until = time.monotonic() + 4 * REST
+    greenlets = set()
+    while time.monotonic() < until:
+        work = Work(note_database)
+        resting.run(work)
+        wait_until(lambda work=work: work.done)  # type: ignore[misc]
+        greenlets.add(work.greenlets[0])
+        gevent.sleep(UNIT / 4)
+    assert len(greenlets) == 1
+    assert "end" not in [name for name, _ in resting.calls]
+
+
+def test_connections_that_cannot_be_closed_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ArithmeticError("while all were closed")
+
+    nothing = lambda: None  # noqa: E731
+    runners = Runners(limit=2, before=nothing, after=nothing, end=fail, rest=UNIT / 4)
+    runners.schedule(work := Work(note_database))
+    wait_until(lambda: work.done and work.greenlets[0].dead)
+    assert "while all were closed" in caplog.text
+    runners.stop()
 
 
 def test_noting_the_database_elsewhere_means_nothing(pool: Pool) -> None:

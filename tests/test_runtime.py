@@ -4,21 +4,20 @@ import gc
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, connections, transaction
-from django.db.backends.signals import connection_created
+from django.db import connections, transaction
 from django.test import override_settings
 from gevent.event import Event
 
 from django_socketio import broadcast, runtime
 from django_socketio.backends import BaseBackend
 from django_socketio.backends.memory import MemoryBackend
+from django_socketio.engine import Compression
 from django_socketio.events import on_event, on_finish
 from tests import clients
 from tests.sites import Site, settings
@@ -182,6 +181,22 @@ def test_serving_without_the_url_conf_is_one_sentence() -> None:
 urlpatterns: list[Any] = []
 
 
+@pytest.mark.parametrize(
+    ("value", "compression"),
+    [
+        (None, None),
+        (False, None),
+        (True, Compression()),
+        ({}, Compression()),
+        ({"threshold": 5, "level": 1}, Compression(threshold=5, level=1)),
+        ({"limit": 5000}, Compression(limit=5000)),
+    ],
+)
+def test_compression_is_what_the_setting_says(value: Any, compression: Any) -> None:
+    with Site(SOCKETIO_COMPRESSION=value) as site:
+        assert site.dispatcher.engine.config.compression == compression
+
+
 def test_stopping_what_was_not_started_is_fine() -> None:
     runtime.stop()
     runtime.stop()
@@ -241,22 +256,6 @@ def test_stopping_lets_go_of_every_connection(site: Site) -> None:
 
 
 # The database
-
-
-@pytest.fixture
-def opened() -> Iterator[list[Any]]:
-    """Return the database connections that greenlets make during a test."""
-    made: list[Any] = []
-
-    def note(connection: Any, **kwargs: Any) -> None:
-        made.append(connection)
-
-    connection.close()
-    connection_created.connect(note)
-    yield made
-    connection_created.disconnect(note)
-    User.objects.all().delete()
-    connection.close()
 
 
 def held(opened: list[Any]) -> int:

@@ -137,7 +137,7 @@ def client(cluster: Cluster) -> Iterator[clients.Client]:
     client.close()
 
 
-@pytest.mark.timeout(1200 * UNIT)
+@pytest.mark.timeout(4000 * UNIT)
 def test_it_sends_to_clients_of_any_worker(
     call: Call, cluster: Cluster, client: clients.Client
 ) -> None:
@@ -152,7 +152,7 @@ def test_it_sends_to_clients_of_any_worker(
         other.close()
 
 
-@pytest.mark.timeout(1200 * UNIT)
+@pytest.mark.timeout(4000 * UNIT)
 def test_it_acts_on_clients_of_any_worker(call: Call, client: clients.Client) -> None:
     assert call("count", "room") == 1
     assert call("channels") == {"room": 1}
@@ -160,12 +160,13 @@ def test_it_acts_on_clients_of_any_worker(call: Call, client: clients.Client) ->
     assert call("broadcast_channel", "hello", "hall") is None
     assert client.event() == ["message", "hello"]
     assert call("unsubscribe", client.sid, "hall") is None
-    assert call("broadcast_channel", "hello", "hall") == "NoSocket"
+    # The worker itself leaves the topic soon after its last member.
+    wait_until(lambda: call("broadcast_channel", "bye", "hall") == "NoSocket", what="nobody")
     assert call("disconnect", client.sid) is None
     client.disconnected()
 
 
-@pytest.mark.timeout(1200 * UNIT)
+@pytest.mark.timeout(4000 * UNIT)
 def test_nobody_there(call: Call) -> None:
     assert call("send", "nobody", "x") == "NoSocket"
     assert call("broadcast_channel", "x", "nowhere") == "NoSocket"

@@ -37,7 +37,7 @@ def answers(service: Service, timeout: float = 200 * UNIT) -> bool:
         return False
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_it_answers_breaks_and_comes_back(service: Service) -> None:
     """On the same port, in another process, and nothing of it is left in the end."""
     first = service.pid

@@ -174,6 +174,7 @@ def test_a_middleware_may_refuse_behind_the_view(site: Site, transport: str) -> 
     assert "sid" not in str(failed.value.headers)
     if transport == "websocket":
         assert site.dispatcher.engine.counters["opened"] == 0
+    assert not site.dispatcher.engine.sessions
     assert not asked
 
 

@@ -34,7 +34,9 @@ class BaseBackend(ABC):
       carrier does not answer within `timeout` seconds, an option of all backends that have a
       carrier to wait for. Whoever gets it may take it that nothing was sent; only an answer that
       is lost on its way back can make that untrue.
-    - **Threads.** All methods may be called from any thread or greenlet, several at a time.
+    - **Threads.** All methods may be called from any thread or greenlet, several at a time. The
+      locks and events of the standard library, once gevent has patched it, now and then forget a
+      thread of the system that waits for them: those in `backends.waiting` do not.
     - **Any process.** `publish()` works without `start()`, and after `stop()`. It connects when it
       first has to, with gevent's patched standard library or without: a backend that only uses
       `threading` and `socket`, and no gevent, runs in both.
@@ -50,6 +52,15 @@ class BaseBackend(ABC):
 
     crosses_processes = True
     """Whether other processes can be reached at all."""
+
+    interrupted: Callable[[float], None] = staticmethod(lambda seconds: None)
+    """
+    To be called, in any thread, when after an outage all topics are subscribed again.
+
+    The argument is for how many seconds the carrier may not have been heard. It is set by whoever
+    uses the backend, who then knows that something may be lost; a backend that never calls it is
+    found out by the numbers of messages alone, later.
+    """
 
     def __init__(self, url: str = "", **options: Any) -> None:
         if options:

@@ -6,7 +6,7 @@ be read in two ways, so that both fronts refuse the same, however gunicorn is co
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from socket import SHUT_WR
@@ -30,6 +30,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import create
 
 from . import head, pywsgi
+from .body import Chunks, Pace
 from .head import END, MAX_HEAD, BadRequest
 from .http import FRONT, HANDLED, Handover, Headers, send_at_once
 from .pywsgi import SocketIOServer
@@ -57,9 +58,6 @@ _OF_THE_CONNECTION = (FRONT, "gunicorn.socket", "wsgi.early_hints")
 _PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 _READ, _LARGE = 8192, 65536
 
-_MAX_SKIPPED = 65536
-"""Bytes of a body that are read for nothing but the next request on its connection."""
-
 
 class Connection:
     """
@@ -69,15 +67,17 @@ class Connection:
     the head began that is being read, or that was read last.
     """
 
-    def __init__(self, sock: Any, yield_if_hogging: Callable[[], None]) -> None:
+    def __init__(self, sock: Any, server: SocketIOServer) -> None:
         self.sock = sock
         self.received = b""
         self.intact = True  # of a request nothing was read but `received`, and nothing answered
         self.lost = False
         self.expects_continue = False
-        self._yield_if_hogging = yield_if_hogging
+        self._server = server
+        self._yield_if_hogging = server.greenlets.yield_if_hogging
         self._in_head = False
         self._deadline: float | None = None
+        self._pace = Pace(pywsgi.BODY_TIMEOUT, pywsgi.BODY_RATE)
         self._held: list[bytes] | None = None
         send_at_once(sock)
 
@@ -93,11 +93,12 @@ class Connection:
         self._in_head, self.received, self.intact = True, data, True
         self._idle = idle
         begun = bool(data) or idle is None
-        self._deadline = monotonic() + pywsgi.HEAD_TIMEOUT if begun else None
+        self._deadline = monotonic() + self._server.head_timeout if begun else None
 
     def begin_body(self) -> None:
         """Expect as much as the parser asks for: the connection must not end before that."""
         self._in_head, self._deadline = False, None
+        self._pace = Pace(pywsgi.BODY_TIMEOUT, pywsgi.BODY_RATE)
 
     def begin_skipping(self) -> None:
         """Give all that is left of a body the time that a part of it has."""
@@ -109,12 +110,18 @@ class Connection:
         return self._recv_head() if self._in_head else self._recv_body(size)
 
     def _recv_head(self) -> bytes:
-        if len(self.received) > MAX_HEAD:
+        if len(self.received) > self._server.max_head:
             raise LimitRequestHeaders("head too large")
         timeout = self._idle if self._deadline is None else self._left()
-        data = self._receive(_READ, timeout)
+        try:
+            data = self._receive(_READ, timeout)
+        except TimeoutError:
+            if self._deadline is not None:
+                self._server.over_limit("HEAD_TIMEOUT")
+                logger.info("A request took too long to come")
+            raise
         if self._deadline is None:
-            self._deadline = monotonic() + pywsgi.HEAD_TIMEOUT
+            self._deadline = monotonic() + self._server.head_timeout
         self.received += data
         return data
 
@@ -123,12 +130,21 @@ class Connection:
             self.expects_continue = False
             self.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.intact = False
-        timeout = pywsgi.BODY_TIMEOUT
-        data = self._receive(size, timeout if self._deadline is None else self._left())
+        began = monotonic()
+        data = self._receive(size, self._body_patience())
+        self._pace.waited(monotonic() - began, len(data))
+        self._yield_if_hogging()
         if not data:  # gunicorn would take what there is for all of it
             self.lost = True
             raise ConnectionResetError("the body broke off")
         return data
+
+    def _body_patience(self) -> float:
+        try:
+            return self._pace.patience() if self._deadline is None else self._left()
+        except TimeoutError:
+            self.lost = True
+            raise
 
     def _left(self) -> float:
         assert self._deadline is not None
@@ -139,9 +155,8 @@ class Connection:
         if self._held is not None:
             self._held.append(data)
             return
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._send(rest) :]
+        for start in range(0, len(data), _LARGE):
+            self._send(memoryview(data)[start : start + _LARGE])
             self._yield_if_hogging()
 
     send = sendall
@@ -161,22 +176,27 @@ class Connection:
         data: bytes = self._wait_for(self.sock.recv, size, wait_read, timeout)
         return data
 
-    def _send(self, data: memoryview) -> int:
-        sent: int = self._wait_for(self.sock.send, data, wait_write, pywsgi.SEND_TIMEOUT)
-        return sent
+    def _send(self, data: memoryview) -> None:
+        until = monotonic() + pywsgi.SEND_TIMEOUT
+        while data:
+            left = max(until - monotonic(), 0)
+            data = data[self._wait_for(self.sock.send, data, wait_write, left) :]
 
     def _wait_for(self, operation: Any, argument: Any, wait: Any, timeout: float | None) -> Any:
         """Return `operation(argument)` as soon as it need not wait; `TimeoutError` if too late."""
+        # In all: of TLS, a record that drips in takes many waits.
+        until = None if timeout is None else monotonic() + timeout
         try:
             while True:
                 try:
                     return operation(argument)
                 except BlockingIOError:
-                    wait(self.sock.fileno(), timeout)
+                    waits = wait
                 except SSLWantReadError:
-                    wait_read(self.sock.fileno(), timeout)
+                    waits = wait_read
                 except SSLWantWriteError:
-                    wait_write(self.sock.fileno(), timeout)
+                    waits = wait_write
+                waits(self.sock.fileno(), None if until is None else max(until - monotonic(), 0))
         except OSError:
             self.lost = True
             raise
@@ -192,6 +212,8 @@ class Connection:
 
     def linger(self) -> None:
         """Let a client that sends what nobody reads get to its answer: a close would be a reset."""
+        if self.lost:
+            return
         self.begin_skipping()
         try:
             if not isinstance(self.sock, SSLSocket):
@@ -336,7 +358,7 @@ class GunicornHandler:
         self._server = server
         self._worker = server.worker
         self._address = address
-        self._connection = Connection(sock, server.greenlets.yield_if_hogging)
+        self._connection = Connection(sock, server)
         self._unreader = _Unreader(self._connection, _READ)
         self._requests = 0
         self._preface = b""  # what a proxy has said of the connection, raw and parsed
@@ -381,7 +403,7 @@ class GunicornHandler:
             raise
         data = connection.received
         data = data[: len(data) - len(self._buffered())]
-        if len(data) > MAX_HEAD + len(END):
+        if len(data) > self._server.max_head + len(END):
             raise LimitRequestHeaders("head too large")
         if self._requests == 1:
             self._preface = _preface(data, cfg)
@@ -403,7 +425,10 @@ class GunicornHandler:
     def _prepare(self, request: Any, parsed: head.Head) -> tuple[dict[str, Any], Exchange]:
         """Return the environ, and the exchange that is its front."""
         length = None if parsed.chunked else parsed.content_length or 0
-        request.body = _Body(_Reader(request.body.reader, length))
+        reader = request.body.reader
+        if parsed.chunked:
+            reader = Chunks(self._unreader.read, self._unreader.unread)
+        request.body = _Body(_Reader(reader, length))
         exchange = Exchange(self._connection, self._server, self._preface)
         response, environ = _create(
             request, self._connection, self._address, self._server.address, self._worker.cfg
@@ -421,6 +446,8 @@ class GunicornHandler:
         logger.info("Refused a request from %s: %s", self._address, error)
         status = error.status if isinstance(error, BadRequest) else HTTPStatus.BAD_REQUEST
         status = _STATUS.get(type(error), status)
+        if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            self._server.over_limit("MAX_HEAD")
         self._send_last(status)
 
     def _send_last(self, status: HTTPStatus) -> None:
@@ -504,7 +531,7 @@ class GunicornHandler:
             return bool(body.reader.ended)
         self._connection.begin_skipping()
         skipped = 0
-        while not body.reader.ended and not body.reader.failed and skipped <= _MAX_SKIPPED:
+        while not body.reader.ended and not body.reader.failed and skipped <= pywsgi.MAX_SKIPPED:
             skipped += len(body.read(_READ))
         return bool(body.reader.ended)
 

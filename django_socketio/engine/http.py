@@ -1,6 +1,6 @@
 """What the engine asks of an HTTP front: the parsed request, and the socket after the answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from socket import IPPROTO_TCP, TCP_NODELAY
@@ -15,6 +15,9 @@ FRONT = "django_socketio.front"
 
 HANDLED = "django_socketio.handled"
 """The key in the WSGI environ of a request that the engine has answered."""
+
+OPENED = "django_socketio.opened"
+"""The key in the WSGI environ of the id of the session whose handshake, by polling, it was."""
 
 Headers = list[tuple[str, str]]
 Handover = Callable[[Any, bytes, bytes], None]
@@ -46,15 +49,27 @@ class Front(Protocol):
 
 
 class Refused(Exception):
-    """The request is answered with one of Engine.IO's errors; `hint` tells the client why."""
+    """
+    The request is answered with one of Engine.IO's errors; `hint` tells the client why.
+
+    `limit` is the name of the setting that it is over, `retry_after` a number of seconds.
+    """
 
     def __init__(
-        self, code: ErrorCode, hint: str = "", status: HTTPStatus = HTTPStatus.BAD_REQUEST
+        self,
+        code: ErrorCode,
+        hint: str = "",
+        status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+        *,
+        limit: str = "",
+        retry_after: int = 0,
     ) -> None:
         super().__init__(code, hint, status)
         self.code = code
         self.hint = hint
         self.status = status
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 @dataclass(slots=True)
@@ -123,6 +138,7 @@ def _too_large(maximum: int) -> Refused:
         ErrorCode.BAD_REQUEST,
         f"the body is over maxPayload ({maximum} bytes)",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        limit="MAX_PAYLOAD",
     )
 
 
@@ -131,6 +147,8 @@ class Response:
     status: HTTPStatus
     body: bytes = b""
     headers: Headers = field(default_factory=list)
+    sent: Callable[[bool], None] | None = None
+    """Is told, once, whether the front could write all of it, or has gone on without."""
 
     @classmethod
     def text(cls, body: bytes) -> "Response":
@@ -142,8 +160,13 @@ class Response:
     def refusal(cls, refused: Refused) -> "Response":
         body = error_body(refused.code, refused.hint)
         headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-        if refused.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            headers.append(("Connection", "close"))  # rather than read the rest of the body
+        if refused.retry_after:
+            headers.append(("Retry-After", str(refused.retry_after)))
+        elif refused.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append(("Retry-After", "1"))
+        if refused.retry_after or refused.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            # Rather than keep a connection for nothing, or read the rest of the body.
+            headers.append(("Connection", "close"))
         return cls(refused.status, body, headers)
 
 
@@ -159,11 +182,46 @@ def send_at_once(sock: Any) -> None:
         pass  # a Unix socket, or the client is gone already and the first read will tell
 
 
-def send_response(response: Response, start_response: Any) -> list[bytes]:
+def send_last(sock: Any, response: Response) -> None:
+    """Send a response on a connection that was handed over, and close it."""
+    headers = [*response.headers, ("Content-Length", str(len(response.body)))]
+    lines = [f"HTTP/1.1 {response.status.value} {response.status.phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    try:
+        sock.send("\r\n".join([*lines, "", ""]).encode("latin-1") + response.body)
+    except OSError:
+        pass  # the client has gone, or its very first bytes do not fit
+    sock.close()
+
+
+class _Told:
+    """A body that says what has become of it: a front asks for more when it has written a part."""
+
+    def __init__(self, body: bytes, sent: Callable[[bool], None]) -> None:
+        self._body = body
+        self._sent: Callable[[bool], None] | None = sent
+
+    def __iter__(self) -> Iterator[bytes]:
+        body, self._body = self._body, b""
+        yield body
+        self._tell(True)
+
+    def close(self) -> None:
+        self._tell(False)
+
+    def _tell(self, whether: bool) -> None:
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent(whether)
+
+
+def send_response(response: Response, start_response: Any) -> Iterable[bytes]:
     """Send an engine's response as WSGI wants it."""
     status = f"{response.status.value} {response.status.phrase}"
     headers = list(response.headers)
     if response.status >= 200 and response.status is not HTTPStatus.NO_CONTENT:
         headers.append(("Content-Length", str(len(response.body))))
     start_response(status, headers)
+    if response.sent is not None:
+        return _Told(response.body, response.sent)
     return [response.body] if response.body else []

@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 class Flushable(Protocol):
     def flush(self) -> None: ...
-    def abort(self) -> None: ...
+    def fail(self) -> None: ...
 
 
 _MANY = 32
@@ -93,4 +93,4 @@ class Outbox:
                 connection.flush()
             except Exception:  # of one: the others must not wait for ever for a flush
                 logger.exception("A connection could not be flushed")
-                connection.abort()
+                connection.fail()

@@ -7,45 +7,49 @@ Its documentation says that it is not for direct exposure to the Internet: put a
 import logging
 from _socket import socket as RawSocket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
-from errno import EPIPE
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE
 from http import HTTPStatus
 from io import BufferedReader, BytesIO, RawIOBase
+from socket import SHUT_WR
 from time import monotonic, time
 from typing import Any
 
-from gevent import get_hub, sleep
+from gevent import Timeout, get_hub, sleep
 from gevent.event import Event
-from gevent.pywsgi import Input, WSGIHandler, WSGIServer
+from gevent.pywsgi import WSGIHandler, WSGIServer
 from gevent.socket import socket as GeventSocket
 from gevent.ssl import SSLSocket
 from greenlet import getcurrent, greenlet
 
 from . import head
+from .body import Chunks, MalformedBody, Pace
 from .head import END, MAX_HEAD, BadRequest, Head
 from .http import FRONT, HANDLED, Handover, Headers, send_at_once
 
 logger = logging.getLogger(__name__)
 
 HEAD_TIMEOUT = 10.0
-"""Seconds for a request's head, from its first byte or from the accept."""
+"""Seconds for a request's head, from its first byte or from the accept, unless a server is told."""
 IDLE_TIMEOUT = 75.0
 """Seconds that a connection may wait for its next request."""
 
 _LAST_HEADERS = "Connection: close\r\nContent-Length: 0"
 
 BODY_TIMEOUT = 20.0
-"""Seconds that a body may stall."""
+"""Seconds that a body may stall, and that it may take beyond what `BODY_RATE` gives it."""
+
+BODY_RATE = 1000.0
+"""Bytes of a body that are worth another second."""
 
 SEND_TIMEOUT = 20.0
 """Seconds that a client may take for the next part of its answer."""
 
+MAX_SKIPPED = 65536
+"""Bytes of a body that are read for nothing but the next request on its connection."""
 
 _PART = 65536
-
-
-def _too_large() -> BadRequest:
-    return BadRequest("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
 
 # Both classes are built to be extended, but not described for it by gevent's type stubs.
@@ -70,6 +74,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     _greeting = b""
     _released = False
     _head: Head
+    _body: Any = None
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
         super().__init__(sock, address, server, rfile=_NO_FILE)
@@ -113,6 +118,8 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             return
         try:
             sock = self.socket
+            if self._body is not None and not self._body.ended and not self._body.late:
+                self._linger(sock)
             sock.settimeout(0.0)
             sock.recv(MAX_HEAD)  # closing with unread input would reset the connection
         except OSError:
@@ -120,7 +127,16 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         sock.close()
         self.socket = None
 
+    def _linger(self, sock: Any) -> None:
+        """Let a client that sends what nobody reads get to its answer: a close would be a reset."""
+        if not isinstance(sock, SSLSocket):
+            sock.shutdown(SHUT_WR)
+        until = monotonic() + BODY_TIMEOUT
+        while (left := until - monotonic()) > 0 and self._receive(_PART, left):
+            self.server.greenlets.yield_if_hogging()
+
     def handle_one_request(self) -> Any:
+        self._body = None
         try:
             data = self._read_head()
             if data is None:
@@ -135,7 +151,7 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             request.version,
         )
         self.requestline = f"{self.command} {self.path} {self.request_version}"
-        self.close_connection = not request.keep_alive
+        self.close_connection = not (request.keep_alive and self.server.started)
         self.content_length = request.content_length
         self.environ = self.get_environ()
         self.application = self.server.application
@@ -159,36 +175,51 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             if not data:
                 return None
         end = data.find(END)
-        if end > MAX_HEAD:
-            raise _too_large()
+        if end > self.server.max_head:
+            raise self._too_large()
         self._received = data
         self._unread = data[end + 4 :]
         return data[:end]
 
     def _wait_for_head(self, data: bytes) -> bytes:
         """Return `data` and all that comes until a head is whole, or nothing."""
-        self.socket.settimeout(HEAD_TIMEOUT if data or not self.requestline else IDLE_TIMEOUT)
+        begun = bool(data) or not self.requestline
+        patience = self.server.head_timeout if begun else IDLE_TIMEOUT
         deadline = None
         try:
             while END not in data:
-                if len(data) > MAX_HEAD:
-                    raise _too_large()
+                if len(data) > self.server.max_head:
+                    raise self._too_large()
                 head.check_start(data)
-                part = self.socket.recv(MAX_HEAD)
+                part = self._receive(MAX_HEAD, patience)
                 if not part:
                     return b""
                 # RFC 9112, 2.2: some clients send an empty line behind a body.
                 data = (data + part).lstrip(b"\r\n")
                 # The deadline is for the whole head: a byte now and then does not move it.
                 now = monotonic()
-                deadline = deadline or now + HEAD_TIMEOUT
+                deadline = deadline or now + self.server.head_timeout
                 if now > deadline:
-                    return b""
-                self.socket.settimeout(deadline - now + 0.01)
-        except OSError:  # gone, or too slow
+                    raise TimeoutError
+                patience = deadline - now + 0.01
+        except TimeoutError:
+            if begun or data:
+                self.server.over_limit("HEAD_TIMEOUT")
+                logger.info("A request from %s took too long to come", self.client_address)
+            return b""
+        except OSError:  # gone
             return b""
         self.socket.settimeout(None)
         return data
+
+    def _receive(self, size: int, seconds: float) -> bytes:
+        with _patience(self.socket, seconds):
+            data: bytes = self.socket.recv(size)
+        return data
+
+    def _too_large(self) -> BadRequest:
+        self.server.over_limit("MAX_HEAD")
+        return BadRequest("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _refuse(self, error: BadRequest) -> bytes:
         logger.info("Refused a request from %s: %s", self.client_address, error)
@@ -211,15 +242,9 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
         request = self._head
         if not request.chunked and not request.content_length:
             return _NO_BODY
-        # Only the reader of the chunks knows where they end, and it may have read too far.
-        self.close_connection = self.close_connection or request.chunked
         expects = request.environ.get("HTTP_EXPECT", "").lower() == "100-continue"
-        return Input(
-            BufferedReader(_Body(self, request.content_length)),
-            request.content_length,
-            socket=self.socket if expects else None,
-            chunked_input=request.chunked,
-        )
+        self._body = _Body(self, request.content_length, expects)
+        return self._body
 
     def handover(self, take: Handover) -> None:
         self._take = take
@@ -309,10 +334,10 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             super().process_result()
 
     def _sendall(self, data: Any) -> None:
-        self.socket.settimeout(SEND_TIMEOUT)
         try:
             for start in range(0, len(data), _PART):
-                super()._sendall(memoryview(data)[start : start + _PART])
+                with _patience(self.socket, SEND_TIMEOUT):
+                    super()._sendall(memoryview(data)[start : start + _PART])
                 self.server.greenlets.yield_if_hogging()
         except OSError as error:  # it hung up, which TLS calls otherwise, or it does not read
             raise BrokenPipeError(EPIPE, str(error)) from None
@@ -335,6 +360,10 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
         if self._released:
             logger.error("A request failed that was handed over", exc_info=(t, v, tb))
+        elif issubclass(t, OSError) and self.wsgi_input.failed:
+            # It is the client's fault, and no error of the view's.
+            logger.info("Refused a body from %s: %s", self.client_address, v)
+            self._send_error_response_if_possible(400)
         elif issubclass(t, SystemExit):
             # gevent would end the process for it; a view may not.
             logger.error("A view called for the end of the process", exc_info=(t, v, tb))
@@ -352,39 +381,148 @@ class SocketIOHandler(_Handler):  # type: ignore[misc]
             logger.log(level, "%s", self.format_request())
 
 
-class _Body(RawIOBase):
-    """What follows the head on the connection, at most `length` bytes; first what came with it."""
+class _Body(BufferedReader):
+    """What follows the head on the connection."""
 
-    def __init__(self, handler: SocketIOHandler, length: int | None) -> None:
-        self._handler = handler
-        self._left = length
+    def __init__(self, handler: SocketIOHandler, length: int | None, expects: bool) -> None:
+        self._source = _Chunked(handler) if length is None else _Counted(handler, length)
+        self._source.expects_continue = expects
+        super().__init__(self._source)
+
+    @property
+    def failed(self) -> bool:
+        return self._source.failed
+
+    @property
+    def late(self) -> bool:
+        return self._source.late
+
+    @property
+    def ended(self) -> bool:
+        return self._source.ended
+
+    def _discard(self) -> None:
+        """Read what the application has left, for the next request follows."""
+        if not self._source.discard():
+            self._source.handler.close_connection = True
+
+
+class _Source(RawIOBase):
+    """The bytes of a body, as they come: first those that came with the head."""
+
+    def __init__(self, handler: SocketIOHandler) -> None:
+        self.handler = handler
+        self.expects_continue = self.failed = self.late = False
+        self._pace = Pace(BODY_TIMEOUT, BODY_RATE)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        handler = self._handler
-        size = len(buffer) if self._left is None else min(len(buffer), self._left)
+        try:
+            data = self._read(len(buffer))
+        except OSError:
+            self.failed = True
+            self.handler.close_connection = True  # for what comes late is no request
+            raise
+        buffer[: len(data)] = data
+        return len(data)
+
+    def discard(self) -> bool:
+        """Read the rest for nothing; return False if it is not worth that, or does not come."""
+        if self.expects_continue:
+            return self.ended  # the client waits for the answer before it sends anything
+        skipped, self._pace = 0, Pace(BODY_TIMEOUT, float("inf"))
+        try:
+            while not self.failed and not self.ended and skipped <= MAX_SKIPPED:
+                skipped += len(self._read(_PART))
+        except OSError:
+            return False
+        return self.ended
+
+    @property
+    def ended(self) -> bool:
+        raise NotImplementedError
+
+    def _read(self, size: int) -> bytes:
+        raise NotImplementedError
+
+    def _receive(self, size: int) -> bytes:
+        handler = self.handler
         if handler._unread:
             data = handler._unread[:size]
             handler._unread = handler._unread[len(data) :]
-            buffer[: len(data)] = data
-            size = len(data)
-        elif size:
-            handler._received = b""  # is not all any more
-            handler.socket.settimeout(BODY_TIMEOUT)
-            try:
-                size = handler.socket.recv_into(buffer, size)
-            except OSError:
-                handler.close_connection = True  # for what comes late is no request
-                raise
-        if self._left is not None:
-            self._left -= size
-        return size
+            return data
+        if self.expects_continue:
+            self.expects_continue = False
+            handler.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        handler._received = b""  # is not all any more
+        began = monotonic()
+        try:
+            data = handler._receive(size, self._pace.patience())
+        except OSError:
+            self.late = True
+            raise
+        self._pace.waited(monotonic() - began, len(data))
+        handler.server.greenlets.yield_if_hogging()
+        return data
+
+
+class _Counted(_Source):
+    """A body of which the head says how long it is."""
+
+    def __init__(self, handler: SocketIOHandler, length: int) -> None:
+        super().__init__(handler)
+        self._left = length
+
+    def _read(self, size: int) -> bytes:
+        if self.ended:
+            return b""
+        data = self._receive(min(size, self._left))
+        if not data:
+            raise MalformedBody("the body broke off")
+        self._left -= len(data)
+        return data
+
+    @property
+    def ended(self) -> bool:
+        return not self._left
+
+
+class _Chunked(_Source):
+    """A body in chunks."""
+
+    def __init__(self, handler: SocketIOHandler) -> None:
+        super().__init__(handler)
+        self._chunks = Chunks(lambda: self._receive(_PART), self._unread)
+
+    def _read(self, size: int) -> bytes:
+        return self._chunks.read(size)
+
+    @property
+    def ended(self) -> bool:
+        return self._chunks.ended
+
+    def _unread(self, data: bytes) -> None:
+        self.handler._unread = data + self.handler._unread
+
+
+def _patience(sock: Any, seconds: float) -> AbstractContextManager[Any]:
+    """Return a block in which the socket waits for so long at most."""
+    sock.settimeout(seconds)
+    if isinstance(sock, SSLSocket):
+        # There that is the time of each wait, and a record that drips in takes many.
+        return Timeout(seconds, TimeoutError("timed out"))
+    return _AS_IT_IS
+
+
+_AS_IT_IS = nullcontext()
 
 
 class _Nothing(BytesIO):
     """No body, or one that nobody reads because the connection is closed behind the answer."""
+
+    failed = False
 
     def _discard(self) -> None:
         pass
@@ -442,10 +580,35 @@ _SLICE = 0.01
 """Seconds that one greenlet may run while others are ready."""
 
 
+_PAUSE = 0.25
+"""Seconds for which nothing is accepted when there are no descriptors, or no memory, left."""
+
+_EXHAUSTED = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+
+
 class SocketIOServer(_Server):  # type: ignore[misc]
+    """
+    Serves one listener.
+
+    A head has to come within `head_timeout` seconds and have at most `max_head` bytes;
+    `over_limit(name)` is told of those who go over a limit.
+    """
+
     handler_class = SocketIOHandler
 
-    def __init__(self, listener: Any, application: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        listener: Any,
+        application: Any,
+        *,
+        head_timeout: float = HEAD_TIMEOUT,
+        max_head: int = MAX_HEAD,
+        over_limit: Callable[[str], None] = lambda limit: None,
+        **options: Any,
+    ) -> None:
+        self.head_timeout = head_timeout
+        self.max_head = max_head
+        self.over_limit = over_limit
         self.greenlets = Greenlets()
         self._requests = 0
         self._no_request = Event()
@@ -473,13 +636,29 @@ class SocketIOServer(_Server):  # type: ignore[misc]
         return bool(self._no_request.wait(timeout))
 
     def do_read(self) -> tuple[Any, Any] | None:
+        try:
+            return self._accept()
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._pause(error)
+            return None
+
+    def _pause(self, error: OSError) -> None:
+        """Leave those who come to the kernel for a moment: it would tell of them all the time."""
+        self.over_limit("descriptors")
+        logger.error("Nothing is accepted for %s seconds: %s", _PAUSE, error)
+        self.stop_accepting()
+        self._timer = self.loop.timer(_PAUSE)
+        self._timer.start(self._start_accepting_if_started)
+
+    def _accept(self) -> tuple[Any, Any] | None:
         if self.ssl_enabled:
             connection: tuple[Any, Any] | None = super().do_read()
             return connection
-        try:
-            fd, address = self.socket._accept()
-        except BlockingIOError:
-            return None
+        fd, address = self.socket._accept()
         sock = RawSocket(self.socket.family, self.socket.type, self.socket.proto, fd)
         sock.setblocking(False)
         return sock, address
@@ -500,8 +679,9 @@ class SocketIOServer(_Server):  # type: ignore[misc]
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         try:
             client_socket.getpeername()  # gevent would not close one that has gone already
-            client_socket.settimeout(HEAD_TIMEOUT)
-            sock = self.wrap_socket(client_socket, **self.ssl_args)
+            # In all: a client that sends byte by byte makes many waits of one handshake.
+            with Timeout(self.head_timeout, TimeoutError("too slow")):
+                sock = self.wrap_socket(client_socket, **self.ssl_args)
         except OSError as error:
             logger.info("TLS handshake with %s failed: %s", address, error)
             client_socket.close()

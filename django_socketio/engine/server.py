@@ -1,12 +1,14 @@
 """The engine: sessions, and every request that opens, feeds, polls or upgrades one."""
 
 import logging
+import socket
 from _socket import socket as RawSocket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from socket import MSG_DONTWAIT, MSG_PEEK
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, MSG_DONTWAIT, MSG_PEEK
 from time import monotonic
 from typing import Any
 
@@ -15,11 +17,23 @@ from gevent.event import Event
 
 from ..protocol import engineio
 from ..protocol.engineio import ErrorCode
-from ..protocol.exceptions import ProtocolError
-from . import websocket
+from ..protocol.exceptions import LimitExceeded, ProtocolError
+from . import deflate, websocket
+from .admission import Admission, AdmissionLimits
 from .deadlines import Deadlines
+from .deflate import Compression, DeflatedTransport
 from .frames import Frame
-from .http import HANDLED, Handover, Headers, Refused, Request, Response, send_at_once
+from .http import (
+    HANDLED,
+    OPENED,
+    Handover,
+    Headers,
+    Refused,
+    Request,
+    Response,
+    send_at_once,
+    send_last,
+)
 from .outbox import Outbox
 from .polling import PollingTransport
 from .session import Probe, Session, State, new_sid
@@ -27,8 +41,10 @@ from .websocket import WebSocketTransport
 
 logger = logging.getLogger(__name__)
 
-_ORDINARY = frozenset(("transport close", "transport error", "server shutting down"))
-"""Ends that happen all the time: they are logged, but not at a level that a console shows."""
+_ORDINARY = frozenset(
+    ("transport close", "transport error", "server shutting down", "slow consumer")
+)
+"""Ends that happen all the time, or have been told of: no line of theirs is for a console."""
 
 _BATCH = 1000
 """Packets of a payload that are taken without giving the loop a turn."""
@@ -36,8 +52,16 @@ _BATCH = 1000
 _LATE = 0.05
 """Seconds that the timer may run late in health."""
 
+RATE_LIMIT = "rate limit"
+"""Why a session ends whose client sends too fast."""
+
+_GLANCE = 1.0
+"""Seconds between two looks at a connection that has something to read, and not to be read yet."""
+
 TRANSPORTS = ("polling", "websocket")
 _READ = 1
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_ESTABLISHED = 1  # the state at the beginning of Linux's `struct tcp_info`
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +72,15 @@ class Config:
     ping_timeout: float = 20.0
     max_payload: int = 1_000_000
     max_buffer: int = 1_048_576
-    max_packets: int = 200_000
+    max_packets: int = 10_000
+    max_fragments: int = 1024
+    message_timeout: float = 30.0
     upgrade_timeout: float = 10.0
     close_timeout: float = 5.0
+    write_timeout: float = 10.0
+    admission: AdmissionLimits = AdmissionLimits()
     node: str = ""
+    compression: Compression | None = None
 
 
 class Engine:
@@ -66,7 +95,9 @@ class Engine:
         on_close(session, reason)       exactly once for each that was opened
 
     `allow` decides about every request by its WSGI environ: it returns the headers that let the
-    browser read the answer, or raises `Refused`.
+    browser read the answer, or raises `Refused`. `recognise` tells whether one for a session comes
+    from whom its handshake came from. `user_of(payload)` says who opens a session, for limits per
+    user; None for nobody. It may wait.
     """
 
     def __init__(
@@ -77,12 +108,16 @@ class Engine:
         on_message: Callable[[Session, str | bytes], None],
         on_close: Callable[[Session, str], None],
         allow: Callable[[dict[str, Any]], Headers] = lambda environ: [],
+        recognise: Callable[[Session, dict[str, Any]], bool] = lambda session, environ: True,
+        user_of: Callable[[Any], str | None] | None = None,
     ) -> None:
         self.config = config
         self._on_open = on_open
         self.on_message = on_message
         self._on_close = on_close
         self._allow = allow
+        self._recognise = recognise
+        self._user_of = user_of
         self._loop = get_hub().loop
         self.outbox = Outbox(self._loop)
         self._held_back: dict[Session, Event] = {}
@@ -94,8 +129,19 @@ class Engine:
         self._pings = lane(config.ping_interval, self._ping_due)
         self._pongs = lane(config.ping_timeout, self._pong_missed)
         self._upgrades = lane(config.upgrade_timeout, self._upgrade_missed)
+        self._messages = lane(config.message_timeout, self._message_missed)
         self._closing_sessions = lane(config.ping_timeout, self._last_poll_missed)
         self._closing_transports = lane(config.close_timeout, self._close_missed)
+        self._stalled = lane(config.write_timeout, self._took_nothing)
+        inside = self.sessions, self._closing_transports
+        self._admission = Admission(config.admission, inside, monotonic)
+        self._lanes = (
+            self._pings,
+            self._pongs,
+            self._upgrades,
+            self._messages,
+            self._closing_sessions,
+        )
 
     # Requests
 
@@ -116,6 +162,15 @@ class Engine:
         response.headers += headers
         return response
 
+    def turn_away(self, environ: dict[str, Any]) -> Response | None:
+        """Answer a handshake that is sure to be refused, before anybody has spent much on it."""
+        try:
+            self._admission.check()
+        except Refused as refused:
+            environ[HANDLED] = True
+            return self.refuse(environ, refused)
+        return None
+
     def refuse(self, environ: dict[str, Any], refused: Refused) -> Response:
         """Answer any request with a refusal that was decided elsewhere."""
         headers: Headers = []
@@ -130,6 +185,8 @@ class Engine:
     def _refusal(self, environ: dict[str, Any], refused: Refused) -> Response:
         """Count and log a refusal, and return its answer."""
         self.counters[f"refused: {refused.code.name.lower()}"] += 1
+        if refused.limit:
+            self.over_limit(refused.limit)
         logger.info(
             "Refused %s from %s: %s%s",
             environ.get("REQUEST_METHOD"),
@@ -159,6 +216,10 @@ class Engine:
                 ErrorCode.UNKNOWN_SID,
                 "the session has ended, or belongs to another process of this server",
             )
+        if not self._recognise(session, request.environ):
+            self.counters["refused: another login"] += 1
+            hint = "the session was opened with another login"
+            raise Refused(ErrorCode.FORBIDDEN, hint, HTTPStatus.FORBIDDEN)
         if session.probe is not None:
             # What the client sent there first may be read last: the loop keeps no order between
             # connections that became readable together.
@@ -180,20 +241,31 @@ class Engine:
             raise Refused(
                 ErrorCode.FORBIDDEN, "the server is stopping", HTTPStatus.SERVICE_UNAVAILABLE
             )
+        user = self._user_of(payload) if self._user_of is not None else None
+        address = request.environ.get("REMOTE_ADDR", "")
+        self._admission.admit(address, user)
         if transport == "websocket":
 
             def take(sock: Any, greeting: bytes, data: bytes) -> None:
+                try:
+                    self._admission.check_place(address, user)  # others have come meanwhile
+                except Refused as refused:
+                    send_last(sock, self._refusal(request.environ, refused))
+                    return
                 session = Session(self.config.node + new_sid(), self)
-                session.transport = self._websocket(sock, session)
+                session.transport = self._websocket(sock, session, request)
                 session.transport.greet(greeting)
                 session.transport.send(Frame(self._open_packet(session, upgrades=())))
+                self._admission.entered(session, address, user)
                 self._open(session, payload)
                 session.transport.start(data)
 
             return self._switch_protocols(request, take)
         session = Session(self.config.node + new_sid(), self)
-        session.transport = PollingTransport(self.config.max_buffer, session.end)
+        session.transport = PollingTransport(self.config.max_buffer, session.too_slow)
+        self._admission.entered(session, address, user)
         self._open(session, payload)
+        request.environ[OPENED] = session.sid
         return Response.text(self._open_packet(session, upgrades=("websocket",)))
 
     def _open(self, session: Session, payload: Any) -> None:
@@ -216,17 +288,35 @@ class Engine:
         headers = websocket.handshake(request)
         if headers is None:
             raise Refused(ErrorCode.BAD_REQUEST, "no WebSocket handshake")
+        if self._compression(request) is not None:
+            headers.append(("Sec-WebSocket-Extensions", deflate.ANSWER))
         request.front.handover(take)
         return Response(HTTPStatus.SWITCHING_PROTOCOLS, headers=headers)
 
-    def _websocket(self, sock: Any, owner: websocket.Owner) -> WebSocketTransport:
+    def _compression(self, request: Request) -> Compression | None:
+        """Return what to compress with, if that is wanted here and offered by the client."""
+        if self.config.compression is None:
+            return None
+        try:
+            offered = deflate.accepts(request.environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+        except deflate.InvalidOffer:
+            raise Refused(ErrorCode.BAD_REQUEST, "no valid Sec-WebSocket-Extensions") from None
+        return self.config.compression if offered else None
+
+    def _websocket(self, sock: Any, owner: websocket.Owner, request: Request) -> WebSocketTransport:
         send_at_once(sock)
-        return WebSocketTransport(
+        make: Callable[..., WebSocketTransport] = WebSocketTransport
+        compression = self._compression(request)
+        if compression is not None:
+            make = partial(DeflatedTransport, compression=compression)
+        return make(
             sock,
             owner,
             self._loop,
             self.outbox,
+            self._stalled,
             max_payload=self.config.max_payload,
+            max_fragments=self.config.max_fragments,
             max_buffer=self.config.max_buffer,
         )
 
@@ -238,20 +328,34 @@ class Engine:
             session.fail("two polls at once")
             raise Refused(ErrorCode.BAD_REQUEST, "two polls at once")
         if session.probe is not None and session.probe.answered:
-            return Response.text(transport.take())
+            return self._answer(session, transport)
         fd = request.front.fileno()
         if fd < 0:  # the client is another host's, which tells of its going away
-            payload = transport.collect()
+            transport.wait()
         else:
-            watcher = self._loop.io(fd, _READ)
-            watcher.start(_end_if_gone, watcher, fd, session)
+            vigil = _Vigil(self._loop, fd, session)
             try:
-                payload = transport.collect()
+                transport.wait()
             finally:
-                watcher.close()
+                vigil.close()
+        response = self._answer(session, transport)
         if session.state is State.CLOSING:
             session.end("forced close")
-        return Response.text(payload)
+        return response
+
+    def _answer(self, session: Session, transport: PollingTransport) -> Response:
+        """Answer a GET. A session of which a part is lost cannot go on."""
+
+        def sent(whole: bool) -> None:
+            if session.transport is transport:
+                if whole:
+                    transport.answered()
+                else:
+                    session.end("transport close")
+
+        response = Response.text(transport.take())
+        response.sent = sent
+        return response
 
     def _post(self, request: Request, session: Session, transport: PollingTransport) -> Response:
         if transport.posting:
@@ -263,27 +367,35 @@ class Engine:
                 session.receive(packet)
                 if number % _BATCH == _BATCH - 1:
                     sleep(1e-6)  # a turn of the loop
-            self._hold_back(session)
+                if session.paused:
+                    self._hold_back(session)
         except Refused as refused:
             session.fail(refused.hint)
             raise
         except ProtocolError as error:
             session.fail(error)
-            raise Refused(ErrorCode.BAD_REQUEST) from None
+            hint = str(error) if isinstance(error, LimitExceeded) else ""
+            raise Refused(ErrorCode.BAD_REQUEST, hint) from None
         finally:
             transport.posting = False
         if session.reason == "parse error":
             raise Refused(ErrorCode.BAD_REQUEST)
+        if session.reason == RATE_LIMIT:
+            raise Refused(ErrorCode.BAD_REQUEST, RATE_LIMIT, HTTPStatus.TOO_MANY_REQUESTS)
         return Response.text(b"ok")
 
     def _read_payload(self, request: Request) -> list[engineio.Packet]:
         if request.environ.get("CONTENT_TYPE", "").startswith("application/octet-stream"):
             raise ProtocolError("a binary payload, which v4 does not have")
+        if request.environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+            # No client does that, and what it comes to could be any size.
+            status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+            raise Refused(ErrorCode.BAD_REQUEST, "the body is compressed", status)
         body = request.read_body(self.config.max_payload)
         return engineio.decode_payload(body, max_packets=self.config.max_packets)
 
     def _hold_back(self, session: Session) -> None:
-        """Keep the client from posting more while the application is behind."""
+        """Take nothing more of a POST, and answer it later, while the application is behind."""
         if session.paused and session.state is State.OPEN:
             event = self._held_back[session] = Event()
             event.wait()
@@ -312,7 +424,7 @@ class Engine:
     def _upgrade(self, request: Request, session: Session) -> Response:
         def take(sock: Any, greeting: bytes, data: bytes) -> None:
             probe = Probe(session, self)
-            probe.transport = self._websocket(sock, probe)
+            probe.transport = self._websocket(sock, probe, request)
             probe.transport.greet(greeting)
             if (
                 session.state is State.OPEN
@@ -336,7 +448,26 @@ class Engine:
 
     def _upgrade_missed(self, session: Session, due: float) -> None:
         if session.probe is not None:
+            self.over_limit("UPGRADE_TIMEOUT")
             session.probe.transport_lost("timeout")
+
+    # Limits
+
+    def over_limit(self, limit: str) -> None:
+        """Count a client that went over a limit, by the name of the setting."""
+        self.counters[f"over limit: {limit}"] += 1
+
+    def message_began(self, session: Session) -> None:
+        self._messages.add(session)
+
+    def message_ended(self, session: Session) -> None:
+        self._messages.discard(session)
+
+    def _message_missed(self, session: Session, due: float) -> None:
+        if session.paused:
+            self._messages.add(session)  # we do not read, so it cannot have completed it
+        else:
+            session.refuse("MESSAGE_TIMEOUT", "message timeout")
 
     # Heartbeat
 
@@ -383,15 +514,23 @@ class Engine:
             level = logging.DEBUG if reason in _ORDINARY else logging.INFO
             logger.log(level, "Session %s closed: %s", session.sid, reason)
         self.sessions.pop(session.sid, None)
-        for lane in (self._pings, self._pongs, self._upgrades, self._closing_sessions):
+        for lane in self._lanes:
             lane.discard(session)
+        self._admission.left(session)
         self.resumed(session)
+
+    def transport_gone(self, transport: WebSocketTransport | PollingTransport) -> None:
+        """Be told that the transport of a session that is over is closed, too."""
+        self._closing_transports.discard(transport)
 
     def _last_poll_missed(self, session: Session, due: float) -> None:
         session.end("forced close")
 
     def _close_missed(self, transport: WebSocketTransport, due: float) -> None:
         transport.abort()
+
+    def _took_nothing(self, transport: WebSocketTransport, due: float) -> None:
+        transport.took_nothing()
 
     def stop_accepting(self) -> None:
         """Refuse handshakes from now on."""
@@ -400,6 +539,16 @@ class Engine:
     def close_all(self, reason: str) -> None:
         for session in list(self.sessions.values()):
             session.close(reason)
+
+    def unfetched(self) -> int:
+        """Count the clients that have ended here and not got all that was sent to them before."""
+        polling: int = sum(session.state is State.CLOSING for session in self.sessions.values())
+        websockets: int = sum(each.waiting > 0 for each in self._closing_transports)
+        return polling + websockets
+
+    def unanswered(self) -> int:
+        """Count the WebSockets whose client has not answered our close yet."""
+        return sum(not transport.closed for transport in self._closing_transports)
 
     def stop(self) -> None:
         """Drop whatever is left, at once."""
@@ -410,13 +559,34 @@ class Engine:
         self.deadlines.stop()
 
 
-def _end_if_gone(watcher: Any, fd: int, session: Session) -> None:
-    """End the session if the client has hung up on its GET; a pipelined request may wait."""
-    gone = is_gone(fd)
-    if gone is not None:
-        watcher.stop()
-    if gone:
-        session.end("transport close")
+class _Vigil:
+    """Ends a session whose client hangs up on the GET that waits."""
+
+    __slots__ = ("_fd", "_loop", "_session", "_watcher")
+
+    def __init__(self, loop: Any, fd: int, session: Session) -> None:
+        self._loop, self._fd, self._session = loop, fd, session
+        self._watcher = loop.io(fd, _READ)
+        self._watcher.start(self._readable)
+
+    def _readable(self) -> None:
+        gone = is_gone(self._fd)
+        if gone:
+            self._session.end("transport close")
+        if gone is not None:
+            self.close()
+        if gone is False:
+            # A pipelined request waits, or TLS's good-bye: an end behind it is not to be seen so.
+            self._watcher = self._loop.timer(_GLANCE, _GLANCE)
+            self._watcher.start(self._glance)
+
+    def _glance(self) -> None:
+        if is_gone(self._fd):
+            self.close()
+            self._session.end("transport close")
+
+    def close(self) -> None:
+        self._watcher.close()
 
 
 def is_gone(fd: int) -> bool | None:
@@ -424,10 +594,17 @@ def is_gone(fd: int) -> bool | None:
     try:
         sock = RawSocket(fileno=fd)
         try:
-            return not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+            return not sock.recv(1, MSG_PEEK | MSG_DONTWAIT) or _is_ended(sock)
         finally:
             sock.detach()  # the descriptor is the front's
     except BlockingIOError:
         return None
     except OSError:
         return True
+
+
+def _is_ended(sock: RawSocket) -> bool:
+    """Tell whether nothing comes behind what is still to be read, where the system says so."""
+    if _TCP_INFO is None or sock.family not in (AF_INET, AF_INET6):
+        return False
+    return sock.getsockopt(IPPROTO_TCP, _TCP_INFO, 1)[0] != _ESTABLISHED

@@ -15,20 +15,23 @@ import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from os import urandom
 from typing import Any, Protocol
 
 from ..protocol import engineio
 from ..protocol.engineio import Packet
-from ..protocol.exceptions import ProtocolError
+from ..protocol.exceptions import LimitExceeded, ProtocolError
 from .frames import PING, PONG_PROBE, Frame
 from .polling import PollingTransport
-from .websocket import WebSocketTransport
+from .websocket import NORMAL_CLOSURE, WebSocketTransport
 
 logger = logging.getLogger(__name__)
 
 
 SID_LENGTH = 22
+
+_POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
 
 def new_sid() -> str:
@@ -52,8 +55,12 @@ class Keeper(Protocol):
     def on_message(self) -> Callable[["Session", str | bytes], None]: ...
 
     def pong_received(self, session: "Session") -> None: ...
+    def message_began(self, session: "Session") -> None: ...
+    def message_ended(self, session: "Session") -> None: ...
+    def over_limit(self, limit: str) -> None: ...
     def resumed(self, session: "Session") -> None: ...
     def upgraded(self, session: "Session") -> None: ...
+    def transport_gone(self, transport: WebSocketTransport | PollingTransport) -> None: ...
     def closing(self, session: "Session", reason: str) -> None: ...
     def ended(self, session: "Session", reason: str, *, announce: bool) -> None: ...
 
@@ -149,9 +156,22 @@ class Session:
         """End the session for what the client sent."""
         if self.state is State.OPEN:
             logger.info("Session %s: %s", self.sid, error)
+            if isinstance(error, LimitExceeded):
+                self.over_limit(error.limit)
             self.stop_probe()
             self.transport.close()
             self._end("parse error")
+
+    def message_began(self) -> None:
+        """Be told that a message comes in fragments, or one with attachments."""
+        self._engine.message_began(self)
+
+    def message_ended(self) -> None:
+        """Be told that it is complete."""
+        self._engine.message_ended(self)
+
+    def over_limit(self, limit: str) -> None:
+        self._engine.over_limit(limit)
 
     # Back-pressure
 
@@ -186,9 +206,21 @@ class Session:
 
     # Ending
 
-    def close(self, reason: str = "forced close") -> None:
-        """End the session from this side, behind what was sent before."""
-        self._close_with(self.transport.close, reason)
+    def close(
+        self, reason: str = "forced close", *, code: int = NORMAL_CLOSURE, note: str = ""
+    ) -> None:
+        """
+        End the session from this side, behind what was sent before.
+
+        A WebSocket is closed with `code` and `note`, which polling has no place for.
+        """
+        self._close_with(partial(self.transport.close, code, note), reason)
+
+    def refuse(self, limit: str, reason: str) -> None:
+        """End the session because its client is over a limit, and tell it so where that is said."""
+        if self.state is State.OPEN:
+            self.over_limit(limit)
+            self.close(reason, code=_POLICY_VIOLATION, note=reason)
 
     def _close_with(self, close: Callable[[], None], reason: str) -> None:
         if self.state is not State.OPEN:
@@ -214,6 +246,14 @@ class Session:
         """Be told by the transport that it is closed, or closes by itself."""
         if self.state is not State.CLOSED:
             self._end(reason)
+        elif self.transport.closed:
+            self._engine.transport_gone(self.transport)
+
+    def too_slow(self, why: str) -> None:
+        """Be told by the transport that the client does not take what waits for it."""
+        if self.state is not State.CLOSED:
+            logger.warning("Session %s: slow consumer: %s", self.sid, why)
+            self.end("slow consumer")
 
     def _end(self, reason: str) -> None:
         if self.state is not State.CLOSED:
@@ -255,9 +295,22 @@ class Probe:
     def receive_binary(self, data: bytes) -> None:
         self.transport_lost("unexpected packet")
 
+    def message_began(self) -> None:
+        """Have no deadline for a message: that of the upgrade is earlier."""
+
+    def message_ended(self) -> None:
+        """See `message_began()`."""
+
+    def over_limit(self, limit: str) -> None:
+        self._engine.over_limit(limit)
+
     def transport_lost(self, reason: str) -> None:
         if self._session.probe is self:
             logger.info("Session %s: upgrade given up: %s", self._session.sid, reason)
             self._session.stop_probe()
         else:
             self.transport.abort()
+            self._engine.transport_gone(self.transport)
+
+    def too_slow(self, why: str) -> None:
+        self.transport_lost(f"slow consumer: {why}")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import runtime
-from ..engine.head import MAX_HEAD, MAX_HEADERS
+from ..engine.head import MAX_HEADERS
 from ..engine.pywsgi import IDLE_TIMEOUT
 
 _ARBITER = """
@@ -29,7 +29,6 @@ _SETTINGS = {
     "keepalive": int(IDLE_TIMEOUT),
     "limit_request_line": 0,
     "limit_request_fields": MAX_HEADERS,
-    "limit_request_field_size": MAX_HEAD,
     # What a proxy says of the scheme is for Django's settings to believe.
     "forwarded_allow_ips": "",
     "accesslog": "-",

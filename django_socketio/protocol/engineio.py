@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from . import json
-from .exceptions import ProtocolError
+from .exceptions import LimitExceeded, ProtocolError
 
 VERSION = "4"
 SEPARATOR = b"\x1e"
@@ -101,7 +101,7 @@ def decode_payload(body: bytes, *, max_packets: int) -> list[Packet]:
     a payload is taken whole or not at all.
     """
     if body.count(SEPARATOR) >= max_packets:
-        raise ProtocolError(f"more than {max_packets} packets in one payload")
+        raise LimitExceeded("MAX_PACKETS", f"more than {max_packets} packets in one payload")
     return [decode_payload_packet(part) for part in body.split(SEPARATOR)]
 
 

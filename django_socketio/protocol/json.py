@@ -3,11 +3,12 @@
 import json as stdlib
 import re
 from collections.abc import Callable
+from math import isinf
 from typing import Any
 
 import orjson
 
-from .exceptions import ProtocolError
+from .exceptions import LimitExceeded, ProtocolError
 
 Default = Callable[[Any], Any]
 """Return something serialisable for a value that is not, or raise `TypeError`."""
@@ -66,7 +67,7 @@ def _dumps_more(value: Any, default: Default) -> bytes:
 
 
 def loads(text: str | bytes) -> Any:
-    """Decode JSON. Raise `ProtocolError` for anything else, too deep nesting included."""
+    """Decode JSON. Raise `ProtocolError` for anything else, endless nesting included."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -75,15 +76,54 @@ def loads(text: str | bytes) -> Any:
         raise ProtocolError(f"invalid JSON: {error}") from None
 
 
+def check_depth(text: str, value: Any, maximum: int) -> None:
+    """
+    Raise `LimitExceeded` if more than `maximum` arrays and objects of `value` are in each other.
+
+    `text` is the JSON that it was decoded from: few brackets in it spare a look at the value, and
+    a few plain arguments, such as one long string, spare a look at the text.
+    """
+    if type(value) is list and len(value) < 8:
+        for item in value:
+            if type(item) is dict or type(item) is list:
+                break
+        else:
+            return
+    if text.count("[") + text.count("{") > maximum and _is_deeper(value, maximum):
+        raise LimitExceeded("MAX_JSON_DEPTH", f"JSON of more than {maximum} levels")
+
+
+def _is_deeper(value: Any, maximum: int) -> bool:
+    """Walk level by level, without recursion: the depth is the peer's choice."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(maximum):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if type(container) is dict else container)
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _loads_surrogates(text: str) -> Any:
     """Decode what may have half a surrogate pair, as of a string that was cut in an emoji."""
     try:
-        return stdlib.loads(text, parse_constant=_refuse_constant)
+        return stdlib.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"invalid JSON: {error}") from None
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if isinf(number):
+        raise ValueError(f"{digits:.20} is too great for a float")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

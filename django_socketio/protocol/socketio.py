@@ -5,11 +5,12 @@ Socket.IO protocol v5: packets over Engine.IO messages.
 https://socket.io/docs/v4/socket-io-protocol/.
 """
 
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from . import json
-from .exceptions import ProtocolError
+from .exceptions import LimitExceeded, ProtocolError
 
 MAX_ACK_ID = 2**53
 """A JavaScript client cannot count further."""
@@ -44,6 +45,24 @@ _TYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What a packet may have: attachments, bytes of all of them, levels of JSON, characters of a name.
+
+    A text of at most `harmless` characters can be over neither of the last two.
+    """
+
+    attachments: int = 10
+    attachment_bytes: int = 1_000_000
+    depth: int = 64
+    name: int = 255
+    harmless: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "harmless", min(2 * self.depth, self.name))
+
+
 class Packet(NamedTuple):
     """
     One packet; a binary one has the type of its plain twin, and its attachments in `data`.
@@ -62,39 +81,52 @@ class Assembly:
     """
     A binary packet whose attachments are still to come ("Packet encoding").
 
-    Feed it each binary message: it returns None until the last, then the packet.
+    Feed it each binary message: it returns None until the last, then the packet. Together they
+    have at most `maximum` bytes, else it raises `LimitExceeded`.
     """
 
-    __slots__ = ("_count", "_packet", "_places", "_received")
+    __slots__ = ("_count", "_left", "_maximum", "_packet", "_places", "_received")
 
-    def __init__(self, packet: Packet, count: int) -> None:
+    def __init__(self, packet: Packet, count: int, maximum: int) -> None:
         self._packet = packet
         self._count = count
         self._places = _find_placeholders(packet.data, count)
         self._received = 0
+        self._left = self._maximum = maximum
 
     @property
     def namespace(self) -> str:
         return self._packet.namespace
 
+    @property
+    def size(self) -> int:
+        """The bytes of all attachments until now."""
+        return self._maximum - self._left
+
     def add(self, attachment: bytes) -> Packet | None:
+        self._left -= len(attachment)
+        if self._left < 0:
+            text = f"attachments of more than {self._maximum} bytes"
+            raise LimitExceeded("MAX_ATTACHMENT_BYTES", text)
         container, key = self._places[self._received]
         container[key] = attachment
         self._received += 1
         return self._packet if self._received == self._count else None
 
 
-def decode(text: str, *, max_attachments: int) -> Packet | Assembly:
+def decode(text: str, limits: Limits) -> Packet | Assembly:
     """
     Decode the text of a packet; return an `Assembly` if attachments belong to it.
 
-    Raise `ProtocolError` for whatever the protocol does not allow, more than `max_attachments`
-    included.
+    Raise `ProtocolError` for whatever the protocol does not allow, and `LimitExceeded` for what is
+    over one of `limits`.
     """
     if text[:2] == "2[":  # an event as most are: nothing stands between its type and its data
         data = json.loads(text[1:])
         if not data or type(data[0]) is not str or data[0] in RESERVED_EVENTS:
             _validate(EVENT, data, None)
+        if len(text) > limits.harmless:
+            _check_limits(EVENT, "/", data, text, limits)
         return tuple.__new__(Packet, (EVENT, "/", data, None))  # half the price of Packet(…)
     try:
         type_, binary = _TYPES[text[0]]
@@ -103,7 +135,7 @@ def decode(text: str, *, max_attachments: int) -> Packet | Assembly:
     start = 1
     attachments = 0
     if binary:
-        attachments, start = _read_attachment_count(text, max_attachments)
+        attachments, start = _read_attachment_count(text, limits.attachments)
     namespace = "/"
     if text[start : start + 1] == "/":
         end = text.find(",", start)
@@ -117,16 +149,20 @@ def decode(text: str, *, max_attachments: int) -> Packet | Assembly:
         if data is None:
             raise ProtocolError("a payload of null")
     _validate(type_, data, id_)
+    if len(text) > limits.harmless:
+        _check_limits(type_, namespace, data, text, limits)
     packet = Packet(type_, namespace, data, id_)
-    return Assembly(packet, attachments) if attachments else packet
+    return Assembly(packet, attachments, limits.attachment_bytes) if attachments else packet
 
 
 def _read_attachment_count(text: str, maximum: int) -> tuple[int, int]:
     digits, dash, _ = text[1:16].partition("-")
     if not dash or not (digits.isascii() and digits.isdigit()):
         raise ProtocolError("a binary packet without its number of attachments")
-    if not 1 <= int(digits) <= maximum:
-        raise ProtocolError(f"{int(digits)} attachments, not 1 to {maximum}")
+    if int(digits) == 0:
+        raise ProtocolError("a binary packet without attachments")
+    if int(digits) > maximum:
+        raise LimitExceeded("MAX_ATTACHMENTS", f"{int(digits)} attachments, over {maximum}")
     return int(digits), len(digits) + 2
 
 
@@ -162,6 +198,12 @@ def _validate(type_: PacketType, data: Any, id_: int | None) -> None:
             raise ProtocolError("a disconnect with a payload")
     elif not isinstance(data, dict | str):
         raise ProtocolError("a connect error without a message")
+
+
+def _check_limits(type_: PacketType, namespace: str, data: Any, text: str, limits: Limits) -> None:
+    if len(namespace) > limits.name or (type_ is EVENT and len(data[0]) > limits.name):
+        raise LimitExceeded("MAX_NAME", f"a name of more than {limits.name} characters")
+    json.check_depth(text, data, limits.depth)
 
 
 def _find_placeholders(data: Any, count: int) -> list[tuple[Any, Any]]:

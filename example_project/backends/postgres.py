@@ -145,17 +145,20 @@ class Listener(threading.Thread):
         self._left.update(topics)
 
     def run(self) -> None:
-        pause = 0.1
+        pause, lost = 0.1, None
         while not self._stopped.is_set():
             try:
                 with self._connected() as connection:
-                    pause = 0.1
+                    if lost is not None:
+                        self._backend.interrupted(monotonic() - lost)
+                    pause, lost = 0.1, None
                     self._hear(connection)
             except (psycopg.Error, BackendError) as error:
                 if not self._stopped.is_set():
                     logger.warning("PostgreSQL is lost, next attempt in %g s: %s", pause, error)
             except Exception:
                 logger.exception("The listener failed, next attempt in %g s", pause)
+            lost = lost or monotonic()
             self._stopped.wait(pause)
             pause = min(2 * pause, 1)
 

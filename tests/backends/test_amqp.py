@@ -512,7 +512,7 @@ main(verbosity=0)
 """
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_the_contract_with_real_threads(rabbitmq_server: RabbitMQ) -> None:
     run(UNPATCHED, rabbitmq_server.url)
 

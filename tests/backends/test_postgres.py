@@ -42,6 +42,7 @@ def schema(server: PostgreSQL, name: str) -> str:
 class OnServer(Cluster):
     """A server for each class of tests, as they break it."""
 
+    timeout = 2 * Cluster.timeout  # the server starts processes and writes files
     server: ClassVar[PostgreSQL]
 
     @classmethod
@@ -71,7 +72,7 @@ class TestSilence(OnServer, OutageContract, TestCase):
         self.server.thaw()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_without_gevent(postgresql_server: PostgreSQL) -> None:
     command = [sys.executable, "-W", "error", "-m", "unittest", f"{__name__}.TestContract"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -174,6 +175,21 @@ def test_the_server_restarts_under_traffic() -> None:
         assert numbers == sorted(set(numbers))
         subscriber.stop()
         publisher.stop()
+
+
+def test_an_interruption_is_told(make: Make, postgresql_server: PostgreSQL) -> None:
+    backend, interruptions = make(), list[float]()
+    backend.interrupted = interruptions.append
+    backend.start(lambda topic, payload: None)
+    backend.subscribe(["t"])
+    assert not interruptions
+    with psycopg.connect(postgresql_server.url, autocommit=True) as database:
+        database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()"
+        )
+    wait_until(lambda: interruptions)
+    assert len(interruptions) == 1 and interruptions[0] > 0
+    assert make().publish("t", b"x") == 1
 
 
 def test_a_connection_that_fell_silent_is_replaced(make: Make) -> None:

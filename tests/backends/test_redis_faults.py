@@ -1,13 +1,16 @@
 """The Redis backend in bad times, each of which has cost a neighbour its messages."""
 
+import ctypes
+import gc
 import logging
 import os
 import shutil
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import hiredis
 import pytest
 from gevent.server import StreamServer
 from redis import Redis as Client
+from redis.exceptions import ResponseError
 
 from django_socketio.backends import BackendError
 from django_socketio.backends.redis import RedisBackend
@@ -24,7 +28,7 @@ from tests.backends.test_redis import Inbox, connect
 from tests.services import Redis, Service
 from tests.support import UNIT, require, wait_until
 
-TIMEOUT = 20 * UNIT
+TIMEOUT = 40 * UNIT
 
 Make = Callable[..., RedisBackend]
 
@@ -319,6 +323,17 @@ def test_a_connection_that_cannot_publish_any_more_is_replaced(make: Make) -> No
         assert scripted.connections == 3
 
 
+def test_redis_is_full(backend: RedisBackend, inbox: Inbox, client: Client) -> None:
+    """What is refused then is to store, which nobody does."""
+    client.config_set("maxmemory", "1mb")
+    client.config_set("maxmemory-policy", "noeviction")
+    with pytest.raises(ResponseError, match="maxmemory"):
+        while True:
+            client.append("full", 10_000 * "x")
+    assert hears(backend, inbox)
+    assert backend.publish("t", b"x") == 1
+
+
 def test_a_user_without_permission(make: Make, client: Client, server: Redis) -> None:
     client.execute_command("ACL SETUSER u on >p resetchannels &socketio:0/may* +@pubsub")
     backend, inbox = make(username="u", password="p"), Inbox()
@@ -543,6 +558,24 @@ def test_the_listener_survives_client_kill(
         assert backend.counters["disconnected"] == number + 1
 
 
+def test_whoever_listens_is_told_of_an_interruption(
+    make: Make, inbox: Inbox, client: Client
+) -> None:
+    backend, interruptions = make(), list[tuple[float, int]]()
+
+    def interrupted(seconds: float) -> None:
+        interruptions.append((seconds, backend.publish("t", b"x")))
+
+    backend.interrupted = interrupted
+    backend.start(inbox.deliver)
+    backend.subscribe(["t"])
+    assert not interruptions
+    client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    wait_until(lambda: interruptions)
+    ((seconds, receivers),) = interruptions
+    assert seconds > 0 and receivers == 1
+
+
 def test_two_quick_reconnects_lose_no_subscription(
     make: Make, inbox: Inbox, client: Client
 ) -> None:
@@ -604,7 +637,7 @@ def test_workers_that_start_before_redis(make: Make, inbox: Inbox, server: Redis
     assert hears(backend, inbox)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_restarts_during_traffic(backend: RedisBackend, inbox: Inbox, server: Redis) -> None:
     """Nothing arrives twice or out of order, and after each of ten restarts all arrives."""
     ended = threading.Event()
@@ -743,7 +776,7 @@ def test_forty_megabytes_of_a_stranger(make: Make) -> None:
             for _ in range(3):
                 client.eval(FORTY_MEGABYTES, 0, "socketio:0/t")
         wait_until(lambda: sizes == 3 * [40_000_000], timeout=30 * TIMEOUT)
-        wait_until(lambda: resident() < before + 10_000_000)  # with the next heartbeat
+        wait_until(lambda: resident() < before + 10_000_000, timeout=30 * TIMEOUT)  # heartbeats
         backend.publish("t", b"x")
         wait_until(lambda: sizes[3:] == [1])
         assert backend.counters == {"connected": 1}
@@ -759,10 +792,37 @@ def test_forty_megabytes_that_redis_does_not_keep(
     assert len(inbox) == 1
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_failures_leave_little_for_the_garbage_collector(make: Make, listens: bool) -> None:
+    """Of each there were two buffers of 64 kB, and memory rose while Redis was away."""
+    with ExitStack() as block:
+        nobody = StreamServer(("127.0.0.1", 0), lambda connection, address: connection.close())
+        block.callback(nobody.stop)
+        nobody.start()
+        backend = make(f"redis://127.0.0.1:{nobody.server_port if listens else 1}")
+        fail(backend, 10)
+        gc.collect()
+        gc.disable()
+        block.callback(gc.enable)
+        tracemalloc.start()
+        block.callback(tracemalloc.stop)
+        fail(backend, 40)
+        left = tracemalloc.get_traced_memory()[0] / 40
+    assert left < 30_000
+
+
+def fail(backend: RedisBackend, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(BackendError):
+            backend.publish("t", b"x")
+
+
 FORTY_MEGABYTES = "return redis.call('PUBLISH', ARGV[1], ('x'):rep(4e7))"
 
 
 def resident() -> int:
+    """Return what the process holds, in bytes, without what only its allocator keeps for later."""
+    ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -854,7 +914,7 @@ def sentinel(server: Redis, replica: Redis) -> Iterator[Sentinel]:
         yield sentinel
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_failover_is_followed(
     make: Make, inbox: Inbox, server: Redis, replica: Redis, sentinel: Sentinel
 ) -> None:
@@ -867,10 +927,10 @@ def test_a_failover_is_followed(
     server.kill()
     wait_until(lambda: hears(backend, inbox), timeout=60 * TIMEOUT)
     with connect(replica) as client:
-        assert client.pubsub_channels() == ["socketio:0/t"]
+        assert client.pubsub_channels("socketio:*") == ["socketio:0/t"]  # sentinels have their own
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_master_that_becomes_a_replica_is_left(
     make: Make, inbox: Inbox, server: Redis, replica: Redis, sentinel: Sentinel
 ) -> None:
@@ -926,7 +986,7 @@ def prefix_in(slots: range, client: Client) -> str:
     return next(n for n in names if int(client.cluster("keyslot", f"{{{n}:0}}")) in slots)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_sharded_goes_to_the_node_that_has_the_slot(
     make: Make, inbox: Inbox, cluster: tuple[Redis, Redis]
 ) -> None:
@@ -957,7 +1017,7 @@ def test_sharded_goes_to_the_node_that_has_the_slot(
         assert [backend.publish("t", b"x") for backend in backends] == [2, 2]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_cluster_carries_what_is_not_sharded_to_all_nodes(
     make: Make, inbox: Inbox, cluster: tuple[Redis, Redis]
 ) -> None:

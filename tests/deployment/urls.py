@@ -4,6 +4,7 @@ from asgiref.sync import sync_to_async
 from django.http import JsonResponse
 from django.urls import include, path
 
+from tests.deployment import gauges
 from tests.deployment.sender import attempt
 
 
@@ -17,6 +18,7 @@ async def async_view(request):
 
 
 urlpatterns = [
+    path("gauges/", gauges.view),
     path("call/", view),
     path("async-call/", async_view),
     path("", include("django_socketio.urls")),

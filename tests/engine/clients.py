@@ -10,13 +10,14 @@ import json
 import socket
 import ssl
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import gevent
 from websockets.client import ClientProtocol
+from websockets.extensions import ClientExtensionFactory
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import CONNECTING
 from websockets.uri import parse_uri
@@ -41,6 +42,12 @@ class Answer:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def opened(self) -> Any:
+        """What the answer to a handshake says."""
+        assert self.body[:1] == b"0", self
+        return json.loads(self.body[1:])
 
     @property
     def error(self) -> tuple[int, int, str]:
@@ -268,7 +275,8 @@ class WebSocket:
     A WebSocket that checks every frame of the server with `websockets`' client.
 
     `behind` is sent in the same segment as the request. Pings and the server's close frame are
-    answered when they are read, unless `answers` is false.
+    answered when they are read, unless `answers` is false. `offers` are the extensions that it
+    offers, and uses as far as they are agreed on.
     """
 
     def __init__(
@@ -280,6 +288,7 @@ class WebSocket:
         behind: bytes = b"",
         answers: bool = True,
         headers: Headers | None = None,
+        offers: Sequence[ClientExtensionFactory] = (),
         **options: Any,
     ) -> None:
         self.http = Http(address, **options)
@@ -287,7 +296,7 @@ class WebSocket:
         self._events: list[Frame] = []
         query = "EIO=4&transport=websocket" + (f"&sid={sid}" if sid else "")
         uri = parse_uri(f"ws://{address[0]}:{address[1]}{path}?{query}")
-        self._protocol = ClientProtocol(uri, max_size=None)
+        self._protocol = ClientProtocol(uri, extensions=list(offers), max_size=None)
         opening = self._protocol.connect()
         for name, value in (headers or {}).items():
             opening.headers[name] = value

@@ -14,11 +14,19 @@ import pytest
 from django_socketio.engine import FRONT, pywsgi
 from tests.support import UNIT, wait_until
 
-from . import test_handshake, test_leaks, test_polling, test_pywsgi, test_tls, test_upgrade
+from . import (
+    test_deflate,
+    test_handshake,
+    test_leaks,
+    test_polling,
+    test_pywsgi,
+    test_tls,
+    test_upgrade,
+)
 from .clients import PATH, Poller, WebSocket, chunked, request, text
 from .served import echo
 from .test_handshake import UPGRADE
-from .test_pywsgi import AMBIGUOUS, POST, SECOND
+from .test_pywsgi import AMBIGUOUS, SECOND
 from .workers import Served
 
 LAST = {"Connection": "close"}
@@ -45,6 +53,7 @@ def once_more(module: ModuleType, *without: str) -> None:
             globals()[name.replace("test_", f"test_{about}_", 1)] = value
 
 
+once_more(test_deflate)
 once_more(test_leaks)
 once_more(test_tls)
 once_more(test_upgrade)
@@ -54,8 +63,6 @@ once_more(
     test_pywsgi,
     "test_connection_close",
     "test_keep_alive_in_http_1_0",
-    "test_a_chunked_body",
-    "test_chunk_extensions_and_trailers",
     "test_an_ambiguous_request",
     "test_a_connection_that_says_no_more",
     "test_no_header_splits_an_answer",
@@ -148,52 +155,7 @@ def test_chunks_that_are_none(served: Served, monkeypatch: pytest.MonkeyPatch, b
     assert served.app.messages == []
 
 
-def test_a_malformed_body_that_a_view_reads(
-    served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is the client's fault, and no error of the server's."""
-    client = served.http().send(POST + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n" + SECOND)
-    assert client.answer().status == 400
-    assert client.gone()
-    assert served.app.requests == []
-
-
-@pytest.mark.parametrize("trailer", [b"Evil : x\r\n", b" folded\r\n", b"no colon\r\n"])
-def test_odd_trailers(served: Served, trailer: bytes) -> None:
-    client = served.http().send(
-        POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n" + trailer + b"\r\n" + SECOND
-    )
-    assert client.answer().status == 400
-    assert client.gone()
-    assert served.app.requests == []
-
-
 # Bodies and connections
-
-
-def test_a_chunked_body_has_an_end(served: Served) -> None:
-    client = served.http()
-    head = request("POST", "/page", headers={"Transfer-Encoding": "Chunked"})
-    client.send_in_pieces(head + chunked(b"one ", b"two ", b"x" * 20_000), 999)
-    assert client.answer().body == b"one two " + b"x" * 20_000
-    client.send(head + b'5;name="value"\r\nhello\r\n0\r\nX-Sum: x\r\n\r\n')
-    assert client.answer().body == b"hello"
-    assert client.get("/page").status == 200
-    assert len(served.app.requests) == 3
-
-
-@pytest.mark.parametrize("size", [60_000, 100_000, 3_000_000])
-def test_a_large_body_that_nobody_reads(served: Served, size: int) -> None:
-    """Its client gets the answer; so much is read for the sake of the connection, and no more."""
-    client = served.http()
-    client.request("POST", "/unread", bytes(size))
-    assert client.answer().status == 200
-    client.request("GET", "/page")
-    if size < 65_536:
-        assert client.answer().status == 200
-    else:
-        assert client.gone()
-        assert len(served.app.requests) == 1
 
 
 def test_expect_100_continue_and_nobody_reads(served: Served) -> None:
@@ -206,17 +168,6 @@ def test_expect_100_continue_and_nobody_reads(served: Served) -> None:
     client.send(SECOND)
     assert client.gone()
     assert len(served.app.requests) == 1
-
-
-def test_nobody_lingers_for_ever(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pywsgi, "BODY_TIMEOUT", 4 * UNIT)
-    client = served.http()
-    client.send(request("POST", "/unread", headers={"Content-Length": "100000000"}))
-    assert client.answer().status == 200
-    with pytest.raises(ConnectionError):
-        while True:
-            client.send(bytes(100))
-            gevent.sleep(UNIT / 10)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ class Connection:
         if self.error is not None:
             raise self.error
 
-    def abort(self) -> None:
-        self.log.append(f"abort {self.name}")
+    def fail(self) -> None:
+        self.log.append(f"fail {self.name}")
 
 
 def test_all_are_flushed_at_the_end_of_the_turn() -> None:
@@ -70,7 +70,7 @@ def test_all_are_flushed_at_the_end_of_the_turn() -> None:
     assert log[2:] == ["flush three"]
 
 
-def test_one_that_cannot_be_flushed_is_aborted_and_keeps_nobody_waiting(
+def test_one_that_cannot_be_flushed_fails_and_keeps_nobody_waiting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     loop, log = Loop(), list[str]()
@@ -80,7 +80,7 @@ def test_one_that_cannot_be_flushed_is_aborted_and_keeps_nobody_waiting(
     outbox.add(Connection(log, "two", error))
     outbox.add(Connection(log, "three"))
     loop.turn()
-    assert log == ["flush one", "flush two", "abort two", "flush three"]
+    assert log == ["flush one", "flush two", "fail two", "flush three"]
     (record,) = caplog.records
     assert record.exc_info is not None and record.exc_info[1] is error
     outbox.add(Connection(log, "four"))

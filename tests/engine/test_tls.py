@@ -2,36 +2,21 @@
 
 import hashlib
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import gevent
 import pytest
 from websockets.frames import Opcode
 
-from django_socketio.engine import pywsgi
-from tests.support import UNIT, require, wait_until
+from django_socketio.engine import server
+from tests.support import UNIT, wait_until
 
 from .clients import Http, frame, request, text
 from .served import Served, echo, message
 from .test_upgrade import probe
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return a self-signed certificate and its key, as arguments of the server."""
-    openssl = require("openssl", shutil.which("openssl"))
-    folder: Path = tmp_path_factory.mktemp("certificate")
-    files = {"certfile": str(folder / "cert.pem"), "keyfile": str(folder / "key.pem")}
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    options += ["-subj", "/CN=localhost", "-keyout", files["keyfile"], "-out", files["certfile"]]
-    subprocess.run([openssl, "req", "-x509", *options], check=True, capture_output=True)
-    return files
 
 
 @pytest.fixture
@@ -164,20 +149,20 @@ def test_a_client_that_hangs_up_on_its_get(secure: Served, how: str) -> None:
 
 
 def test_a_client_that_takes_its_leave_of_tls(
-    serve: Callable[..., Served], certificate: dict[str, str]
+    secure: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last record may hide the end of the connection: then the heartbeat notices."""
-    served = serve(tls=certificate, ping_interval=6 * UNIT, ping_timeout=4 * UNIT)
-    client = served.poller()
+    """Its last record, which nobody reads while a GET waits, hides the end of the connection."""
+    monkeypatch.setattr(server, "_GLANCE", 2 * UNIT)
+    client = secure.poller()
     client.start_get()
-    served.wait_polled(client)
+    secure.wait_polled(client)
     client.getting.sock.settimeout(0.0)
     with suppress(ssl.SSLError, OSError):
         client.getting.sock.unwrap()
+    gevent.sleep(UNIT)  # as a record of its own
     client.getting.close()
-    wait_until(lambda: served.app.closed, what="the end of the session")
-    assert served.app.reasons[0] in ("transport close", "ping timeout")
-    wait_until(lambda: served.server.connections == 1, what="the end of the connection")
+    secure.wait_closed("transport close")
+    wait_until(lambda: secure.server.connections == 1, what="the end of the connection")
 
 
 def test_pausing(secure: Served) -> None:
@@ -219,8 +204,8 @@ def test_a_failed_handshake_costs_nobody_else(secure: Served) -> None:
     assert secure.websocket().handshake
 
 
-def test_a_handshake_that_stalls(secure: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pywsgi, "HEAD_TIMEOUT", 4 * UNIT)
+def test_a_handshake_that_stalls(secure: Served) -> None:
+    secure.server.head_timeout = 4 * UNIT
     client = socket.create_connection(secure.address, timeout=200 * UNIT)
     try:
         client.sendall(b"\x16\x03\x01\x02\x00\x01")

@@ -141,6 +141,12 @@ def test_fragments_with_control_frames_between(echoing: Served) -> None:
     ]
 
 
+def test_a_pong_goes_before_the_answer_to_the_message_around_the_ping(echoing: Served) -> None:
+    client = echoing.websocket()
+    client.send_raw(frame(TEXT, "4one ", fin=False), frame(PING, b"1"), frame(CONT, "two"))
+    assert [client.receive_frame().opcode for _ in range(2)] == [PONG, TEXT]
+
+
 def test_binary_fragments_and_then_text(echoing: Served) -> None:
     client = echoing.websocket()
     client.send_raw(frame(BINARY, b"a", fin=False), frame(CONT, b"b"), text("4c"))
@@ -196,6 +202,15 @@ def test_the_client_closes_without_a_code(echoing: Served) -> None:
     client.send_raw(frame(CLOSE))
     assert client.closed() == 1005
     echoing.wait_closed("transport close")
+
+
+def test_the_client_closes_within_a_message(echoing: Served) -> None:
+    """As it may: a close frame is a control frame (RFC 6455, 5.4). There is no rest to wait for."""
+    client = echoing.websocket()
+    client.send_raw(frame(TEXT, "4half", fin=False), frame(CLOSE, b"\x03\xe8"), frame(CONT, "4x"))
+    assert client.closed() == 1000
+    echoing.wait_closed("transport close")
+    assert echoing.app.messages == []
 
 
 def test_a_close_packet(echoing: Served) -> None:
@@ -328,7 +343,6 @@ FAILURES = {
     "a long ping": (1002, b"\x89\xfe\x00\x7emask" + bytes(126)),
     "a continuation of nothing": (1002, frame(CONT, "4hello")),
     "text within fragments": (1002, frame(TEXT, "4a", fin=False) + text("4b")),
-    "close within fragments": (1002, frame(TEXT, "4a", fin=False) + frame(CLOSE, b"\x03\xe8")),
     "a close of one byte": (1002, frame(CLOSE, b"\x03")),
     "a close with code 1005": (1002, frame(CLOSE, struct.pack("!H", 1005))),
     "a close with code 999": (1002, frame(CLOSE, struct.pack("!H", 999))),
@@ -433,7 +447,7 @@ def test_a_message_over_max_payload(
 @pytest.mark.parametrize("piece", [b"", b"xy"])
 def test_endless_fragments(serve: Callable[..., Served], piece: bytes) -> None:
     """CVE-2026-48779 and -62389: the bookkeeping must not outgrow the message."""
-    served = serve(max_payload=1_000_000)
+    served = serve(max_payload=1_000_000, max_fragments=1_000_000)
     client = served.websocket()
     client.send_raw(frame(TEXT, b"4", fin=False))
     fragments, count = frame(CONT, piece, fin=False) * 1_000, 100
@@ -719,7 +733,7 @@ def test_bad_upgrades_that_are_reset(echoing: Served) -> None:
         b"GET / HTTP/1.1\r\n",
         b"",
     ]
-    for number in range(500):
+    for number in range(1000):
         client = echoing.http()
         client.send(requests[number % len(requests)])
         if number % 3 == 0:
@@ -733,7 +747,7 @@ def test_bad_upgrades_that_are_reset(echoing: Served) -> None:
     wait_until(lambda: len(echoing.engine.sessions) == 2, what="the end of the others")
     wait_until(lambda: echoing.server.connections == 2, what="the end of their connections")
     del client
-    wait_until(lambda: Resources.now().descriptors == before.descriptors, what="all descriptors")
+    wait_until(lambda: Resources.now().descriptors <= before.descriptors, what="all descriptors")
     after = Resources.now()
     assert after.greenlets <= before.greenlets + KEPT_GREENLETS
     assert after.watchers <= before.watchers

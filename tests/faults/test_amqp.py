@@ -1,8 +1,7 @@
 """RabbitMQ breaks in every way that it can, under traffic."""
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import gevent
 import kombu
@@ -11,19 +10,13 @@ import pytest
 from django_socketio import envelope
 from django_socketio.envelope import Envelope
 from tests.deployment.cluster import Cluster
+from tests.faults.carriers import amqp_backend
 from tests.faults.harness import ROOM, SOON, Traffic, rss
+from tests.faults.load import LONG, Load
 from tests.services import RabbitMQ
 from tests.support import UNIT, wait_until
 
 pytestmark = pytest.mark.timeout(4000 * UNIT)
-TIMEOUT = 20 * UNIT
-HEARTBEAT = 2  # whole seconds: less the protocol cannot say
-
-
-def backend(rabbitmq: RabbitMQ) -> dict[str, Any]:
-    path = "django_socketio.backends.amqp.AMQPBackend"
-    options = {"url": rabbitmq.url, "timeout": TIMEOUT, "heartbeat": HEARTBEAT}
-    return {"BACKEND": path, "OPTIONS": options}
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +27,8 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 @pytest.fixture(scope="module")
 def cluster(rabbitmq: RabbitMQ) -> Iterator[Cluster]:
-    with Cluster(backend(rabbitmq), workers=2) as cluster:
+    with Cluster(amqp_backend(rabbitmq), workers=2) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def traffic(cluster: Cluster) -> Iterator[Traffic]:
-    with Traffic(cluster) as traffic:
-        traffic.recovers()
-        yield traffic
-        traffic.holds()
 
 
 def test_nothing_is_lost_in_health(traffic: Traffic) -> None:
@@ -63,20 +48,49 @@ def test_ten_restarts_during_traffic(traffic: Traffic, rabbitmq: RabbitMQ) -> No
             traffic.recovers()
 
 
-def test_it_is_killed_and_started_again(traffic: Traffic, rabbitmq: RabbitMQ) -> None:
-    with traffic.flowing():
-        rabbitmq.kill()
+def is_killed(rabbitmq: RabbitMQ) -> None:
+    rabbitmq.kill()
+    gevent.sleep((1200 if LONG else 10) * UNIT)
+    rabbitmq.start()
+
+
+def closes_all_connections(rabbitmq: RabbitMQ) -> None:
+    for _ in range(3):
+        rabbitmq.ctl("close_all_connections", "a test")
         gevent.sleep(10 * UNIT)
-        rabbitmq.start()
-        traffic.recovers()
-    assert any(sender.refused.get("BackendError") for sender in traffic.senders)
 
 
-def test_it_closes_all_connections(traffic: Traffic, rabbitmq: RabbitMQ) -> None:
-    with traffic.flowing():
-        for _ in range(5):
-            rabbitmq.ctl("close_all_connections", "a test")
-            traffic.recovers()
+def restarts(rabbitmq: RabbitMQ) -> None:
+    rabbitmq.ctl("stop_app")
+    gevent.sleep(20 * UNIT)
+    rabbitmq.ctl("start_app")
+
+
+def freezes(rabbitmq: RabbitMQ) -> None:
+    rabbitmq.freeze()
+    gevent.sleep(60 * UNIT)
+    rabbitmq.thaw()
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [is_killed, closes_all_connections, restarts, freezes],
+    ids=lambda each: each.__name__,
+)
+def test_what_is_lost_is_counted(
+    load: Load, rabbitmq: RabbitMQ, breaks: Callable[[RabbitMQ], None]
+) -> None:
+    """No copy and no disorder, and service is back soon; what is lost is a gap, and all of it."""
+    with load.flowing():
+        load.is_known()
+        with load.fault(breaks.__name__):
+            breaks(rabbitmq)
+        load.is_known()
+    load.report().loses_in_faults_only()
+    load.notices_its_losses()
+    outcomes = {outcome for who in load.publishers for _, outcome in who.outcomes}
+    assert outcomes <= {"sent", "NoSocket", "BackendError"}
+    assert not any(walker.ends for walker in load.walkers)
 
 
 def test_it_freezes(traffic: Traffic, rabbitmq: RabbitMQ, cluster: Cluster) -> None:
@@ -85,7 +99,7 @@ def test_it_freezes(traffic: Traffic, rabbitmq: RabbitMQ, cluster: Cluster) -> N
     try:
         assert {sender.send() for sender in traffic.senders} == {"BackendError"}
         wait_until(lambda: not cluster.healthy(), timeout=200 * UNIT, what="red health")
-        gevent.sleep(600 * UNIT)
+        gevent.sleep((600 if LONG else 60) * UNIT)
         assert {sender.send() for sender in traffic.senders} == {"BackendError"}
     finally:
         rabbitmq.thaw()

@@ -2,38 +2,28 @@
 
 import signal
 from collections.abc import Iterator
-from typing import Any
 
+import gevent
 import pytest
 
 from tests import clients
 from tests.deployment.cluster import Cluster
-from tests.faults import test_amqp, test_redis
-from tests.faults.harness import ROOM, Traffic
-from tests.services import RabbitMQ, Redis
+from tests.faults.carriers import Carrier
+from tests.faults.harness import ROOM
+from tests.faults.load import Load
 from tests.support import UNIT, wait_until
 
 pytestmark = pytest.mark.timeout(2000 * UNIT)
 
 
-@pytest.fixture(scope="module", params=["redis", "amqp"])
-def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "redis":
-        with Redis() as redis:
-            yield test_redis.backend(redis)
-    else:
-        with RabbitMQ() as rabbitmq:
-            yield test_amqp.backend(rabbitmq)
-
-
 @pytest.fixture
-def cluster(backend: Any) -> Iterator[Cluster]:
-    with Cluster(backend, workers=3) as cluster:
+def cluster(broker: Carrier) -> Iterator[Cluster]:
+    with Cluster(broker.backend, workers=3) as cluster:
         yield cluster
 
 
-def members(asker: clients.Client) -> set[str]:
-    (found,) = asker.call("members", ROOM)
+def members(asker: clients.Client, room: str = ROOM) -> set[str]:
+    (found,) = asker.call("members", room)
     return set(found)
 
 
@@ -64,14 +54,23 @@ def test_a_killed_worker_leaves_no_ghosts(cluster: Cluster) -> None:
 
 
 def test_the_others_go_on(cluster: Cluster) -> None:
-    survivors = Cluster.__new__(Cluster)
-    survivors.servers = cluster.servers[:2]
-    with Traffic(survivors) as traffic:
-        with traffic.flowing():
+    """Its clients go to another worker, and hear again from then on; nobody else is disturbed."""
+    with Load(cluster, walkers=6, roams=True) as load:
+        orphans = load.walkers[12:]
+        with load.flowing():
+            gevent.sleep(10 * UNIT)
             cluster.kill(2)
-            traffic.recovers()
-        assert not any(sender.refused for sender in traffic.senders)
-        wait_until(lambda: traffic.lost() == 0, what="all that was sent")
+            load.is_whole()
+            gevent.sleep(10 * UNIT)
+        load.report().loses_nothing()
+        assert [walker.connects for walker in orphans] == [2] * 6
+        assert not any(walker.ends for walker in load.walkers[:12])
+        for publisher in load.publishers:
+            outcomes = {outcome for _, outcome in publisher.outcomes}
+            assert outcomes <= {"sent", "NoSocket", "unknown"}, publisher.name
+        present = {walker.sid for walker in load.walkers if "red" in walker.rooms}
+        with clients.open_connection(cluster.addresses[0]) as connection:
+            assert members(connection.connect(), "red") == present
 
 
 def test_one_that_hangs_is_not_waited_for(cluster: Cluster) -> None:

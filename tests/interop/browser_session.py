@@ -1,6 +1,6 @@
 """People in rooms, each in a tab of a headless Chromium.
 
-    python browser_session.py CHROMIUM URL TRANSPORTS SCREENSHOT
+    python browser_session.py CHROMIUM URL TRANSPORTS COMPRESSION SCREENSHOT
 
 A script of its own, as Playwright's event loop and gevent's patches do not share a process. It ends
 with 0, or with the traceback of what did not happen.
@@ -16,16 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.support import CHROMIUM_ARGUMENTS
 
 
-def main(chromium: str, url: str, transports: str, screenshot: str) -> None:
+def main(chromium: str, url: str, transports: str, compression: str, screenshot: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
         try:
-            play(browser, url, transports, screenshot)
+            play(browser, url, transports, compression, screenshot)
         finally:
             browser.close()
 
 
-def play(browser: Browser, url: str, transports: str, screenshot: str) -> None:
+def play(browser: Browser, url: str, transports: str, compression: str, screenshot: str) -> None:
     complaints: list[str] = []
 
     def enter(room: str) -> Page:
@@ -41,6 +41,7 @@ def play(browser: Browser, url: str, transports: str, screenshot: str) -> None:
     # The defaults are the extension's: a WebSocket first.
     for page in (anna, ben, carol):
         assert transport(page) == (transports or "websocket")
+        assert transports or extensions(page).partition(";")[0] == compression
 
     say(anna, "hello")
     hears(anna, "hello")
@@ -103,6 +104,10 @@ def hears(page: Page, *texts: str) -> None:
 
 def transport(page: Page) -> str:
     return page.evaluate("socket.io.engine.transport.name")
+
+
+def extensions(page: Page) -> str:
+    return page.evaluate("socket.io.engine.transport.ws.extensions")
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ class StubSocket {
     this.trigger("connect");
   }
 
-  drop() {
+  drop(details) {
     this.connected = false;
     this.stale = false;
     delete this.id;
-    this.trigger("disconnect", "transport close");
+    this.trigger("disconnect", "transport close", details);
     this.sent = [];
     this.acks = [];
   }
@@ -92,6 +92,36 @@ class StubSocket {
     this.acks.shift()(...args);
   }
 }
+
+// What the extension sees of the official manager when a server tells when to come back.
+class StubManager {
+  delay = 1000;
+  max = 5000;
+  attempts = [];
+
+  reconnectionDelay(value) {
+    if (value === undefined) return this.delay;
+    this.delay = value;
+    return this;
+  }
+
+  reconnectionDelayMax(value) {
+    if (value === undefined) return this.max;
+    this.max = value;
+    return this;
+  }
+
+  once(event, fn) {
+    assert.equal(event, "reconnect_attempt");
+    this.attempts.push(fn);
+  }
+
+  attempt() {
+    this.attempts.splice(0).forEach((fn) => fn());
+  }
+}
+
+const closed = (reason) => ({ description: "websocket connection closed", context: { reason } });
 
 function client() {
   class Manager {}
@@ -354,6 +384,45 @@ test("a refused subscription is forgotten", () => {
   assert.deepEqual(socket.sent, []);
 });
 
+test("a subscription that the server takes back is forgotten", () => {
+  const socket = connected();
+  socket.subscribe("staff");
+  socket.reply(OK);
+  socket.subscribe("hall");
+  socket.reply(OK);
+  socket.trigger("__unsubscribe__", "staff", "staff only");
+  socket.trigger("__unsubscribe__", "never", "wanted");
+  socket.drop();
+  socket.accept();
+  assert.deepEqual(socket.sent, [["__subscribe__", "hall"]]);
+});
+
+test("one that is asked for as the server takes it back has its answer to come", () => {
+  const socket = connected();
+  const fn = recorder();
+  socket.subscribe("staff");
+  socket.reply(OK);
+  socket.subscribe("staff", fn);
+  socket.trigger("__unsubscribe__", "staff", "staff only");
+  socket.reply(OK);
+  assert.deepEqual(fn.calls, [[OK]]);
+  socket.drop();
+  socket.accept();
+  assert.deepEqual(socket.sent, [["__subscribe__", "staff"]]);
+});
+
+test("one that waits to be asked for again is answered as it is taken back", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const socket = connected();
+  const fn = recorder();
+  socket.subscribe("staff", fn);
+  socket.reply(NOT_NOW);
+  socket.trigger("__unsubscribe__", "staff", "staff only");
+  assert.deepEqual(fn.calls, [[{ ok: false, error: "staff only" }]]);
+  t.mock.timers.tick(10_000);
+  assert.deepEqual(socket.sent, [["__subscribe__", "staff"]]);
+});
+
 test("a server that cannot say for now is asked again, and fn waits for its word", (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
   const socket = connected();
@@ -602,6 +671,46 @@ test("connect in the old style reaches the client, but not while a CONNECT is ou
   socket.active = false; // refused, or disconnected by the page
   socket.connect();
   assert.equal(socket.connects, 2);
+});
+
+test("the next attempt to reconnect, and no later one, is when the server says", () => {
+  const io = extend(client());
+  const manager = new StubManager();
+  const sockets = [new io.Socket("/a"), new io.Socket("/b")];
+  for (const socket of sockets) Object.assign(socket, { io: manager }).accept();
+  for (const [delay, max] of [
+    [700, 5000],
+    [9000, 18000],
+    [1000, 5000],
+  ]) {
+    for (const socket of sockets)
+      socket.drop(closed(`service restart; reconnect after ${delay} ms`));
+    assert.deepEqual([manager.delay, manager.max], [delay, max]);
+    manager.attempt();
+    assert.deepEqual([manager.delay, manager.max], [1000, 5000]);
+  }
+});
+
+test("what else a close says changes nothing about reconnecting", () => {
+  const io = extend(client());
+  const socket = new io.Socket();
+  socket.io = null; // not even touched
+  for (const details of [
+    undefined,
+    null,
+    {},
+    { description: "transport closed by the server" },
+    closed(undefined),
+    closed(""),
+    closed("server shutting down"),
+    closed("reconnect after 1e9 ms"),
+    closed("reconnect after 1000000000 ms"),
+    closed("reconnect after -5 ms"),
+    closed("reconnect after 5 ms, or never"),
+  ]) {
+    socket.accept();
+    socket.drop(details);
+  }
 });
 
 test("in a page it extends the global io with what its script tag says", () => {

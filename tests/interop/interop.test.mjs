@@ -37,6 +37,24 @@ const TEXTS = [
 
 // Transports
 
+const COMPRESSION = "ROOMS_COMPRESSION" in process.env;
+
+for (const [name, options] of [
+  ["websocket", WEBSOCKET],
+  ["an upgrade", UPGRADE],
+]) {
+  test(`${name}: messages are compressed where the server wants it`, async (t) => {
+    const socket = await connected(t, URL_OF_SERVER, options);
+    if (transportOf(socket) === "polling") await next(socket.io.engine, "upgrade");
+    const [extension] = socket.io.engine.transport.ws.extensions.split(";");
+    assert.equal(extension, COMPRESSION ? "permessage-deflate" : "");
+    for (const size of [0, 1, 100, 1_000, 2_000, 100_000, 300_000]) {
+      const value = ["words of it, ".repeat(size / 13), Buffer.alloc(size, "x")];
+      assert.deepEqual(await socket.emitWithAck("answer", value), value);
+    }
+  });
+}
+
 for (const [name, options, transport] of [
   ["websocket", WEBSOCKET, "websocket"],
   ["polling", POLLING, "polling"],
@@ -447,6 +465,19 @@ test("io.Socket: the old connect() is harmless on a shared connection too", asyn
   await next(second, "connect");
   await settled(second);
   assert.equal(packets.filter((packet) => packet.type === 0).length, 1);
+});
+
+test("a subscription that is taken back, and not restored", async (t) => {
+  const socket = await connected(t, URL_OF_SERVER, {}, extension);
+  const channels = async () => (await socket.emitWithAck("who am i")).channels;
+  assert.deepEqual(await subscribe(socket, "probation"), { ok: true });
+  assert.deepEqual(await subscribe(socket, "one"), { ok: true });
+  socket.emit("decide again");
+  assert.deepEqual(await next(socket, "__unsubscribe__"), ["probation", "no longer"]);
+  assert.deepEqual(await channels(), ["one"]);
+  socket.io.engine.close();
+  await next(socket, "connect");
+  assert.deepEqual(await channels(), ["one"]);
 });
 
 test("subscribe, unsubscribe, refused", async (t) => {

@@ -11,16 +11,22 @@ from tests import support
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("transports", ["", "polling"], ids=["defaults", "polling"])
-def test_people_in_rooms(chromium: str, tmp_path: Path, transports: str) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("transports", "compression"),
+    [("", ""), ("", "permessage-deflate"), ("polling", "")],
+    ids=["defaults", "compressed", "polling"],
+)
+def test_people_in_rooms(chromium: str, tmp_path: Path, transports: str, compression: str) -> None:
     screenshot = tmp_path / "room.png"
     session = [sys.executable, HERE / "browser_session.py", chromium]
     port = support.free_port()
-    trusted = {"ROOMS_TRUSTED_ORIGINS": f"http://localhost:{port}"}
-    with support.Server(HERE / "server" / "manage.py", port=port, env=trusted) as server:
+    env = {"ROOMS_TRUSTED_ORIGINS": f"http://localhost:{port}"}
+    if compression:
+        env["ROOMS_COMPRESSION"] = "1"
+    with support.Server(HERE / "server" / "manage.py", port=port, env=env) as server:
         done = subprocess.run(
-            [*session, server.url, transports, screenshot],
+            [*session, server.url, transports, compression, screenshot],
             capture_output=True,
             text=True,
             env=server.env,

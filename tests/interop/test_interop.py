@@ -20,9 +20,9 @@ REFRESH = support.ROOT / "tools" / "refresh_client.py"
 RESULT = re.compile(r"^(not )?ok \d+ - (.*)\n((?: .*\n)*)", re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[support.Server]:
-    with support.Server(MANAGE) as server:
+@pytest.fixture(scope="module", params=[{}, {"ROOMS_COMPRESSION": "1"}], ids=["", "compressed"])
+def server(request: pytest.FixtureRequest) -> Iterator[support.Server]:
+    with support.Server(MANAGE, env=request.param) as server:
         yield server
 
 

@@ -11,12 +11,13 @@ from hypothesis import given, settings, strategies as st
 
 from django_socketio.protocol import socketio
 from django_socketio.protocol.exceptions import ProtocolError
-from django_socketio.protocol.socketio import Assembly, Packet, PacketType
+from django_socketio.protocol.socketio import Assembly, Limits, Packet, PacketType
 from tests.protocol import packets
 
 HERE = Path(__file__).resolve().parent
 BYTES = "bytes, in hex"
 MAX_ATTACHMENTS = 100
+LIMITS = Limits(attachments=MAX_ATTACHMENTS)
 
 
 class Refused(Exception):
@@ -75,7 +76,7 @@ def parser(node: str, client: None) -> Iterator[Parser]:
 def decode(messages: list[str | bytes]) -> Packet:
     text, *attachments = messages
     assert isinstance(text, str)
-    decoded: Packet | Assembly | None = socketio.decode(text, max_attachments=MAX_ATTACHMENTS)
+    decoded: Packet | Assembly | None = socketio.decode(text, LIMITS)
     for attachment in attachments:
         assert isinstance(decoded, Assembly) and isinstance(attachment, bytes)
         decoded = decoded.add(attachment) or decoded
@@ -101,7 +102,7 @@ def test_it_reads_whatever_we_read(parser: Parser, text: str, attachment: bytes)
     """Two parsers that disagree about a packet are what attacks begin with."""
     messages: list[str | bytes] = [text]
     try:
-        decoded: Packet | Assembly | None = socketio.decode(text, max_attachments=MAX_ATTACHMENTS)
+        decoded: Packet | Assembly | None = socketio.decode(text, LIMITS)
     except ProtocolError:
         return
     while isinstance(decoded, Assembly):
@@ -134,4 +135,4 @@ def test_we_refuse_what_it_refuses(parser: Parser, text: str) -> None:
     with pytest.raises(Refused):
         parser.decode([text])
     with pytest.raises(ProtocolError):
-        socketio.decode(text, max_attachments=MAX_ATTACHMENTS)
+        socketio.decode(text, LIMITS)

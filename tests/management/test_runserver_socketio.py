@@ -440,7 +440,8 @@ def test_a_signal_ends_it_cleanly(
         websocket = clients.connect(address)
         polling = clients.connect(address, transport="polling")
         assert running.end(number) == 0
-        assert websocket.connection.wait_for_end().code == 1000
+        gently = number == signal.SIGTERM and options  # for a developer there is no drain
+        assert websocket.connection.wait_for_end().code == (1012 if gently else 1001)
         for client in (websocket, polling):
             client.connection.drop()
         finished = [line for line in project.notes if line.startswith("finish")]
@@ -494,6 +495,38 @@ def test_requests_that_were_begun_are_answered(project: Project) -> None:
         wait_until(lambda: "slow" in project.notes)
         assert running.end(signal.SIGTERM) == 0
         assert answer.get().body == b"one"
+
+
+def test_a_second_sigterm_has_it_hurry(project: Project) -> None:
+    """And says what it has not waited for. One that comes with the first is the first."""
+    project.write("site_settings.py", f"{SETTINGS}\nSOCKETIO_DRAIN = 100")
+    with Running(project, "127.0.0.1:0", "--noreload") as running:
+        hanging, other = (clients.connect(running.reported()) for _ in range(2))
+        hanging.emit("sleep", 1000)
+        wait_until(lambda: "sleep" in project.notes)
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGTERM)
+        assert other.connection.wait_for_end().code == 1012
+        with pytest.raises(TimeoutError):
+            hanging.event(timeout=1.5)
+        started = time.monotonic()
+        assert running.end(signal.SIGTERM) == 0
+        assert time.monotonic() - started < 50
+        assert hanging.connection.wait_for_end().code == 1012
+        running.said("There was no time for the end of 1 handlers (1 'sleep')")
+        for client in (hanging, other):
+            client.connection.drop()
+
+
+def test_a_sigterm_that_nobody_hurries_has_its_time(project: Project) -> None:
+    with Running(project, "127.0.0.1:0", "--noreload") as running:
+        hanging = clients.connect(running.reported())
+        hanging.emit("sleep", 1000)
+        wait_until(lambda: "sleep" in project.notes)
+        started = time.monotonic()
+        assert running.end(signal.SIGTERM) == 0
+        assert 5 < time.monotonic() - started < 50
+        hanging.connection.drop()
 
 
 def test_a_second_ctrl_c_ends_it_at_once(project: Project) -> None:

@@ -192,7 +192,9 @@ def test_half_a_surrogate_pair_is_taken_as_others_take_it() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ['["\\ud83d", NaN]', '["\\ud83d"', "[" * 9999 + '"\\ud83d"'])
+@pytest.mark.parametrize(
+    "text", ['["\\ud83d", NaN]', '["\\ud83d", 1e999]', '["\\ud83d"', "[" * 9999 + '"\\ud83d"']
+)
 def test_a_surrogate_excuses_nothing_else(text: str) -> None:
     with pytest.raises(ProtocolError, match="invalid JSON"):
         json.loads(text)

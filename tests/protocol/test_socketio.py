@@ -15,6 +15,7 @@ from django_socketio.protocol.socketio import (
     DISCONNECT,
     EVENT,
     Assembly,
+    Limits,
     Packet,
     PacketType,
 )
@@ -25,9 +26,11 @@ MAX_ATTACHMENTS = 10
 DEEP = 1000
 """Levels of nesting that are read: parsers may stop at 1024."""
 
+LIMITS = Limits(attachments=MAX_ATTACHMENTS, depth=DEEP + 10, name=1_000_000)
+
 
 def decode(text: str) -> Packet | Assembly:
-    return socketio.decode(text, max_attachments=MAX_ATTACHMENTS)
+    return socketio.decode(text, LIMITS)
 
 
 def assembly(text: str) -> Assembly:
@@ -39,7 +42,7 @@ def assembly(text: str) -> Assembly:
 def join(text: bytes, attachments: list[bytes]) -> Packet | Assembly | None:
     """Decode a packet as its messages arrive, one by one."""
     # The limit is not what is tested here.
-    decoded: Packet | Assembly | None = socketio.decode(text.decode(), max_attachments=100)
+    decoded: Packet | Assembly | None = socketio.decode(text.decode(), Limits(attachments=100))
     for attachment in attachments:
         assert isinstance(decoded, Assembly)
         decoded = decoded.add(attachment) or decoded
@@ -401,9 +404,9 @@ def test_the_limit_of_attachments_is_an_argument(limit: int) -> None:
         places = "".join(f',{{"_placeholder":true,"num":{num}}}' for num in range(count))
         return f'5{count}-["x"{places}]'
 
-    assert isinstance(socketio.decode(text(limit), max_attachments=limit), Assembly)
+    assert isinstance(socketio.decode(text(limit), Limits(attachments=limit)), Assembly)
     with pytest.raises(ProtocolError, match=f"{limit + 1} attachments"):
-        socketio.decode(text(limit + 1), max_attachments=limit)
+        socketio.decode(text(limit + 1), Limits(attachments=limit))
 
 
 @pytest.mark.parametrize("count", ["11", "1000", "999999999", "99999999999999", "9" * 1_000_000])

@@ -20,3 +20,4 @@ MIDDLEWARE = [
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 SOCKETIO_BACKEND = os.environ.get("BACKEND", "memory://")
 SOCKETIO_MESSAGE_LOG_FORMAT = None
+SOCKETIO_MAX_BUFFER = int(os.environ.get("MAX_BUFFER", 2**20))

@@ -2,7 +2,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base import BaseBackend, Deliver
@@ -71,7 +71,7 @@ class AMQPBackend(BaseBackend):
         return Network(broker, self.counters, max_bytes)
 
     def start(self, deliver: Deliver) -> None:
-        self._carrier.start(deliver)
+        self._carrier.start(deliver, self.interrupted)
 
     def stop(self) -> None:
         self._carrier.stop()
@@ -98,10 +98,12 @@ class Network:
         self._turn = [True]
         """Who pops it makes a publisher: a lock that works between any threads."""
 
-    def start(self, deliver: Deliver) -> None:
+    def start(self, deliver: Deliver, interrupted: Callable[[float], None]) -> None:
         if self._consumer is not None:
             self._consumer.close()
-        self._consumer = Consumer(self._broker, self._counters, self._max_bytes, deliver)
+        self._consumer = Consumer(
+            self._broker, self._counters, self._max_bytes, deliver, interrupted
+        )
         self._consumer.start()
         self._get_publisher()  # here, where the process lives, and not in some passing thread
 

@@ -2,7 +2,7 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..base import Deliver
@@ -45,11 +45,17 @@ class Consumer(Link):
     log_level = logging.WARNING
 
     def __init__(
-        self, broker: Broker, counters: Counter[str], max_bytes: int, deliver: Deliver
+        self,
+        broker: Broker,
+        counters: Counter[str],
+        max_bytes: int,
+        deliver: Deliver,
+        interrupted: Callable[[float], None],
     ) -> None:
         super().__init__(broker, counters)
         self._max_bytes = max_bytes
         self._deliver = deliver
+        self._interrupted = interrupted
         self._topics: dict[bytes, str] = {}
         self._changes: deque[bytes | Call] = deque()
         self._left: deque[bytes] = deque()
@@ -151,7 +157,9 @@ class Consumer(Link):
             for call in asked:
                 call.answer()
             if self._restored in asked:
-                self._end_outage(self.log_level)
+                seconds = self._end_outage(self.log_level)
+                if seconds is not None:
+                    self._interrupted(seconds)
         elif name == frames.BASIC_CANCEL:
             raise Lost("somebody has deleted the queue")
 

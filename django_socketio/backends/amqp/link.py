@@ -258,11 +258,14 @@ class Link:
             where = self._url.rpartition("@")[2]
             logger.log(level, "The AMQP %s is cut off from %s: %s", self.role, where, why)
 
-    def _end_outage(self, level: int) -> None:
+    def _end_outage(self, level: int) -> float | None:
+        """Return how many seconds it was, or None if there was none."""
         since, self._outage = self._outage, None
-        if since is not None:
-            seconds = time.monotonic() - since
-            logger.log(level, "The AMQP %s is connected again after %.1f s", self.role, seconds)
+        if since is None:
+            return None
+        seconds = time.monotonic() - since
+        logger.log(level, "The AMQP %s is connected again after %.1f s", self.role, seconds)
+        return seconds
 
     # The thread
 
@@ -356,9 +359,9 @@ class Link:
             return
         if not data:
             raise Lost("the broker closed the connection")
-        self._heard = time.monotonic()
         for kind, payload in self._reader.read(data):
             self._on_frame(kind, payload)
+        self._heard = time.monotonic()  # now: while it was at work here, nobody listened
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
         if kind == frames.METHOD:

@@ -1,7 +1,7 @@
 import logging
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..base import UNKNOWN, Deliver
@@ -36,7 +36,8 @@ class Memory:
         untyped: Any = Connection
         return untyped(self._url, transport_options={"polling_interval": _POLLING})
 
-    def start(self, deliver: Deliver) -> None:
+    def start(self, deliver: Deliver, interrupted: Callable[[float], None]) -> None:
+        """Begin; a broker in this process has no outages."""
         self.stop()
         self._queue, self._ended = f"{self._exchange}.{uuid.uuid4().hex}", threading.Event()
         self._channel.queue_declare(self._queue)

@@ -83,6 +83,7 @@ class RedisBackend(BaseBackend):
         self._subscriber = Subscriber(
             self._connector,
             deliver,
+            self.interrupted,
             verbs=Verbs.SHARDED if self._sharded else Verbs.PLAIN,
             where=self._connector.where,
             timeout=self._timeout,

@@ -37,6 +37,12 @@ _SENTINEL = "sentinel_"
 _HANDSHAKE = 2.0
 """Seconds that a host may take to accept a connection, and a sentinel to answer."""
 
+_READ_SIZE = 4096
+"""
+Bytes of the buffer that redis-py reads a handshake into. A cycle of redis-py's own holds it, so
+that of each attempt to connect it waits for the garbage collector.
+"""
+
 _REDIRECTS = 5
 
 _OLDEST = (8, 0, 1)
@@ -206,6 +212,7 @@ def _defaults(timeout: float) -> dict[str, Any]:
         "driver_info": None,
         "health_check_interval": 0,
         "retry": Retry(NoBackoff(), 0),
+        "socket_read_size": _READ_SIZE,
         "socket_timeout": timeout,
         "socket_connect_timeout": min(timeout, _HANDSHAKE),
     }

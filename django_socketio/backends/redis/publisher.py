@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from ..exceptions import BackendError
+from ..waiting import Mutex, Signal
 from .wire import Connect, Refused, TimedOut, Wire
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class _Call:
     """
     A publish that waits for its turn or for its answer.
 
-    `ready` is released when it has the answer, and when it is to lead.
+    `ready` is set when it has the answer, or when it is to lead.
     """
 
     __slots__ = ("answer", "command", "deadline", "leads", "ready")
@@ -86,15 +87,14 @@ class _Call:
         self.deadline = deadline
         self.answer: int | BackendError | None = None
         self.leads = False
-        self.ready = threading.Lock()
-        self.ready.acquire()
+        self.ready = Signal()
 
     def settle(self, answer: Any) -> None:
         if not isinstance(answer, int | BackendError):
             answer = BackendError(f"Redis answered with {type(answer).__name__}")
         self.answer = answer
         if not self.leads:
-            self.ready.release()
+            self.ready.set()
 
 
 class Publisher:
@@ -110,7 +110,7 @@ class Publisher:
         self._connect = connect
         self._timeout = timeout
         self._counters = counters
-        self._mutex = threading.Lock()  # of what follows, and never held while waiting
+        self._mutex = Mutex()  # of what follows
         self._queue: deque[_Call] = deque()
         self._is_led = False
         self._closing = False
@@ -135,9 +135,10 @@ class Publisher:
     def close(self) -> None:
         """Let go of the connection, behind the round trip that is under way."""
         with self._mutex:
-            self._closing = self._is_led
-            if not self._is_led:
-                self._drop()
+            self._closing = True
+            leads, self._is_led = not self._is_led, True
+        if leads:
+            self._hand_over()
 
     # The queue
 
@@ -153,7 +154,7 @@ class Publisher:
         """Wait for the answer or the lead; return whether it is the lead."""
         # While publishing fails one call at a time finds out whether it still does.
         patience = min(self._timeout, _IMPATIENCE) if self._fails else self._timeout
-        call.ready.acquire(timeout=patience)
+        call.ready.wait(patience)
         if call.answer is None and (not call.leads or monotonic() >= call.deadline):
             raise TimedOut(f"no answer within {patience:g} s")
         return call.leads
@@ -163,20 +164,24 @@ class Publisher:
             if call in self._queue:
                 self._queue.remove(call)
         if call.leads:
-            self._pass_on(call)
-
-    def _pass_on(self, call: _Call) -> None:
-        with self._mutex:
             call.leads = False
-            if self._closing:
-                self._closing = False
-                self._drop()
-            if self._queue:
-                successor = self._queue.popleft()
-                successor.leads = True
-                successor.ready.release()
-            else:
-                self._is_led = False
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Lead no more: the next in the queue does, if there is one."""
+        while True:
+            with self._mutex:
+                closing, self._closing = self._closing, False
+                successor = self._queue.popleft() if self._queue and not closing else None
+                if successor is not None:
+                    successor.leads = True
+                elif not closing:
+                    self._is_led = False
+            if not closing:
+                break
+            self._drop()
+        if successor is not None:
+            successor.ready.set()
 
     def _take(self) -> list[_Call]:
         """Return who waits, as many as may share a round trip."""
@@ -212,7 +217,8 @@ class Publisher:
         except BaseException:  # killed, and whose answer comes next nobody can tell
             self._fail(batch, BackendError("the round trip was interrupted"))
             raise
-        self._pass_on(call)
+        call.leads = False
+        self._hand_over()
 
     def _connected(self, call: _Call, batch: list[_Call]) -> Wire:
         """Return a connection that works as far as one can see."""
@@ -268,9 +274,12 @@ class Publisher:
 
     def _fail(self, batch: Iterable[_Call], error: BackendError) -> None:
         self._drop_wire()
+        # The error's own frames hold the calls: with it they, and the connection, would be garbage
+        # that waits for the collector, 64 kB for each publish while Redis is away.
+        answer = type(error)(*error.args)
         for call in batch:
             if call.answer is None:
-                call.settle(error)
+                call.settle(answer)
 
     def _drop(self) -> None:
         self._drop_wire()

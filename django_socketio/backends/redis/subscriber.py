@@ -15,6 +15,7 @@ from typing import Any
 
 from ..base import Deliver
 from ..exceptions import BackendError
+from ..waiting import Signal
 from .wire import Connect, Refused, TimedOut, Wire, pack
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,11 @@ class _Waiter:
     def __init__(self, names: dict[bytes, str]) -> None:
         self.names = names
         self.error: BackendError | None = None
-        self.ready = threading.Lock()
-        self.ready.acquire()
+        self.ready = Signal()
 
     def settle(self, error: BackendError | None) -> None:
         self.error = error
-        self.ready.release()
+        self.ready.set()
 
 
 class _Wanted:
@@ -112,6 +112,7 @@ class Subscriber:
         self,
         connect: Connect,
         deliver: Deliver,
+        interrupted: Callable[[float], None],
         *,
         verbs: Verbs,
         where: str,
@@ -120,6 +121,7 @@ class Subscriber:
     ) -> None:
         self.connect = connect
         self.deliver = deliver
+        self.interrupted = interrupted
         self.verbs = verbs
         self.where = where
         self.timeout = timeout
@@ -177,9 +179,9 @@ class Subscriber:
 
     def _await(self, waiter: _Waiter) -> None:
         patience = min(self.timeout, _PATIENCE)
-        settled = waiter.ready.acquire(timeout=patience)
+        settled = waiter.ready.wait(patience)
         if not settled and self._session is not None:
-            settled = waiter.ready.acquire(timeout=self.timeout - patience)
+            settled = waiter.ready.wait(self.timeout - patience)
             patience = self.timeout
         if not settled:
             trouble = self._trouble if self._session is None else "no answer"
@@ -200,6 +202,7 @@ class Subscriber:
         if self._down_since is not None:
             seconds, self._down_since = monotonic() - self._down_since, None
             logger.warning("Redis at %s is back after %.1f s", self.where, seconds)
+            self.interrupted(seconds)
 
     def _run(self) -> None:
         try:

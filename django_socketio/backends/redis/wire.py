@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +15,9 @@ from ..exceptions import BackendError
 
 _CHUNK = 65536
 """Bytes that are read at once."""
+
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""What SO_LINGER takes for: drop what is not sent, and reset."""
 
 _NOTHING = object()
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -112,8 +116,11 @@ class Wire:
     def replies(self) -> Iterator[Any]:
         """Yield what has been read completely; an error reply is an instance of `Refused`."""
         gets = self._reader.gets
-        while (reply := gets()) is not _NOTHING:
-            yield reply
+        try:
+            while (reply := gets()) is not _NOTHING:
+                yield reply
+        except (TypeError, ValueError) as error:  # a map whose key is a list, and the like
+            raise BackendError(f"Redis sent what cannot be read: {error}") from error
 
     def wait(self, seconds: float, also: _socket.socket | None = None) -> None:
         """Wait until there is something to read, here or in `also`, or to write."""
@@ -134,6 +141,8 @@ class Wire:
     def close(self) -> None:
         if os.getpid() == self._pid:  # a child shares the connection, and has its own descriptor
             with suppress(OSError):
+                # What the kernel still holds must not arrive later, behind the next connection's.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(OSError, ValueError):  # which is a gevent hub that ended with its thread
             self._socket.close()

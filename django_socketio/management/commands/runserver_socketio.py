@@ -34,6 +34,7 @@ from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.core.servers.basehttp import get_internal_wsgi_application
+from django.db import connections
 from django.utils import autoreload
 from gevent.event import Event
 from gevent.monkey import is_module_patched
@@ -46,8 +47,24 @@ _ADDRESS = re.compile(
     r"(?:(?P<host>[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[a-fA-F0-9:.%]+\]|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*):)?"
     r"(?P<port>[0-9]{1,5})\Z"
 )
-_DRAIN = 10.0
-"""Seconds that requests which were begun may take to their answers."""
+_STOP = 8.0
+"""
+Seconds for handlers and requests that were begun, in the end. `docker stop` kills after ten.
+
+Where SOCKETIO_DRAIN needs more, there are more.
+"""
+
+_REST = 5.0
+"""Seconds of that which sockets that leave over a while leave to what they have begun."""
+
+_ANSWERS = 1.0
+"""Seconds for requests that were begun, where handlers have taken all the others."""
+
+_LOOK = 0.1
+"""Seconds after which it looks again whether there is a hurry."""
+
+_SAME = 1.0
+"""Seconds within which a signal may come twice, to the group and from the parent, and mean once."""
 
 _BACKLOG = 1024
 """Connections that the kernel holds until they are accepted."""
@@ -158,6 +175,11 @@ class Command(BaseCommand):
 
     # The server
 
+    def check_migrations(self) -> None:
+        """Compare them, and keep no connection to the database for that."""
+        super().check_migrations()
+        connections.close_all()
+
     def _serve(self, address: tuple[str, int], options: dict[str, Any]) -> int:
         _check_hosts()
         _show_logs()
@@ -170,7 +192,7 @@ class Command(BaseCommand):
         with self._listen(address) as listener:
             dispatcher = runtime.start()
             application = runtime.Application(self._wsgi_application(options), dispatcher)
-            server = SocketIOServer(listener, application, **tls)
+            server = SocketIOServer(listener, application, **runtime.front_options(), **tls)
             server.start()
             runtime.accept_from_others(server.adopt)
             gc.freeze()  # what is there now stays, and need not be looked through again and again
@@ -185,10 +207,9 @@ class Command(BaseCommand):
             try:
                 return stop.wait()
             finally:
-                server.stop_accepting()
-                runtime.stop()
-                server.drain(_DRAIN)
-                server.stop(timeout=1)
+                # A developer has no time for it.
+                gently = stop.is_gentle and options["noreload"]
+                _end(server, stop, conf.get("DRAIN") if gently else 0)
 
     def _tls(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the server's options for TLS. The files are read here, once and for all."""
@@ -253,7 +274,12 @@ class Command(BaseCommand):
         self._report_parts("gevent", "websockets", "gunicorn")
         workers.execute(
             _interpreter(),
-            {"workers": options["workers"], "bind": [f"fd://{listener.fileno()}"], **tls},
+            {
+                "workers": options["workers"],
+                "bind": [f"fd://{listener.fileno()}"],
+                "limit_request_field_size": int(conf.get("MAX_HEAD")),
+                **tls,
+            },
             {name: options[name] for name in ("nostatic", "insecure")},
         )
 
@@ -279,15 +305,35 @@ def load(options: dict[str, Any]) -> Any:
     return Command()._wsgi_application(options)
 
 
+def _end(server: SocketIOServer, stop: "_Stop", over: float) -> None:
+    """End every socket, answer what was asked, and let go of the backend."""
+    timeout = max(_STOP, over + _REST)
+    until = time.monotonic() + timeout
+    server.close()
+    runtime.drain(over, timeout)
+    until = max(until, time.monotonic() + _ANSWERS)
+    while not server.drain(_LOOK) and time.monotonic() < until and not stop.hurried:
+        pass
+    runtime.stop()
+    server.stop(timeout=1)
+
+
 class _Stop:
     """Why and when the server ends: a signal, or a change of its code."""
 
     def __init__(self) -> None:
         self._event = Event()
         self._status = 0
+        self._terminated: float | None = None
+        self.hurried = False
+
+    @property
+    def is_gentle(self) -> bool:
+        """Tell whether whoever wants the end has time for it."""
+        return self._terminated is not None
 
     def on_signals(self) -> None:
-        gevent.signal_handler(signal.SIGTERM, self._event.set)
+        gevent.signal_handler(signal.SIGTERM, self._terminate)
         gevent.signal_handler(signal.SIGINT, self._interrupted)
 
     def wait(self) -> int:
@@ -303,6 +349,15 @@ class _Stop:
             autoreload.get_reloader().run(threading.main_thread())
         except SystemExit as exit:
             self._status = _RELOAD if exit.code == _RELOAD else 1
+        self._event.set()
+
+    def _terminate(self) -> None:
+        now = time.monotonic()
+        if self._event.is_set() and now - (self._terminated or 0) > _SAME:
+            self.hurried = True
+            runtime.hurry()
+        elif not self._event.is_set():
+            self._terminated = now
         self._event.set()
 
     def _interrupted(self) -> None:

@@ -14,7 +14,12 @@
  * where fn gets the server's answer, once: {ok: true} or {ok: false, error: "..."}. What a page
  * subscribed to is asked for again on every new connection, ahead of what the page itself sends on
  * it, until the page unsubscribes or the server refuses. A server that only cannot say for now
- * answers {ok: false, retry: true, ...}: it is asked again, and fn waits for its last word.
+ * answers {ok: false, retry: true, ...}: it is asked again, and fn waits for its last word. A server
+ * that takes a subscription back sends the event "__unsubscribe__" with the channel and the reason,
+ * which a page may listen to: the channel is then not asked for again.
+ *
+ * A server that is restarted tells its WebSockets after how long to come back, so that not all of
+ * them do so at once. The next attempt, and no later one, waits for about that long.
  *
  * In a page, load it after socket.io.min.js; its script tag may carry data-path (where the server
  * answers, "/socket.io/") and data-url (the server's origin, where it is not the page's). Under
@@ -30,6 +35,7 @@
   var SUBSCRIBE = "__subscribe__";
   var UNSUBSCRIBE = "__unsubscribe__";
   var RETRY = 1000; // milliseconds, and up to twice that
+  var RETURN = /\breconnect after (\d{1,6}) ms$/; // in the reason of a WebSocket's close
 
   /* Give the client an io.Socket that connects to Django. */
   function extend(client, defaults) {
@@ -187,6 +193,16 @@
       }, RETRY * (1 + Math.random()));
     }
 
+    /* The server has ended a subscription. One that is asked for meanwhile has its answer to come. */
+    function expelled(channel, error) {
+      var subscription = wanted[key(channel)];
+      if (subscription && !subscription.asked) {
+        clearTimeout(subscription.later);
+        delete wanted[key(channel)];
+        answer(subscription.callbacks, { ok: false, error: error });
+      }
+    }
+
     /* Whether the page still wants this subscription, not a later one to the same channel. */
     function isWanted(subscription) {
       return wanted[key(subscription.channel)] === subscription;
@@ -262,6 +278,10 @@
     // First of the listeners, ahead of the page's own.
     socket.on("connect", restore);
     socket.on("disconnect", lose);
+    socket.on(UNSUBSCRIBE, expelled);
+    socket.on("disconnect", function (reason, details) {
+      returnWhenTold(socket.io, details);
+    });
 
     // `emitBuffered` sends what the page sent while offline, before "connect" is emitted. A message
     // must not arrive ahead of its channel's subscription: the server's handlers for that channel
@@ -286,6 +306,29 @@
     };
 
     return socket;
+  }
+
+  /*
+   * Have the client's next attempt to reconnect wait for as long as the server says.
+   *
+   * The client makes it when this listener has returned. It waits for `reconnectionDelay`, more or
+   * less by its `randomizationFactor`.
+   */
+  function returnWhenTold(manager, details) {
+    var close = (details && details.context) || {};
+    var told = RETURN.exec(close.reason || "");
+    var delay = told && Number(told[1]);
+    var usual = told && manager.reconnectionDelay();
+    if (!told || usual === delay) {
+      return; // or another socket of this connection has been here
+    }
+    var longest = manager.reconnectionDelayMax();
+    manager.reconnectionDelay(delay);
+    manager.reconnectionDelayMax(Math.max(longest, 2 * delay));
+    manager.once("reconnect_attempt", function () {
+      manager.reconnectionDelay(usual);
+      manager.reconnectionDelayMax(longest);
+    });
   }
 
   function checked(channel) {

@@ -37,3 +37,6 @@ TEMPLATES = [
 # Short enough that every longer test lives through some heartbeats, long enough for a busy machine.
 SOCKETIO_PING_INTERVAL = 0.5
 SOCKETIO_PING_TIMEOUT = 5
+
+# Every message, so that whatever is tested is tested with that.
+SOCKETIO_COMPRESSION = {"threshold": 0} if "ROOMS_COMPRESSION" in os.environ else None

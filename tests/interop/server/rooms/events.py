@@ -114,6 +114,17 @@ def refuse_without_a_reason(request, socket, context, channel):
     return False
 
 
+@on_subscribe(channel="^probation")
+def refuse_next_time(request, socket, context, channel):
+    if channel in socket.channels:
+        raise PermissionDenied("no longer")
+
+
+@on_event("decide again")
+def decide_again(request, socket, context):
+    socket.revalidate()
+
+
 @on_event("broadcast")
 def broadcast(request, socket, context, message):
     socket.broadcast(message)

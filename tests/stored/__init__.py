@@ -1,0 +1,1 @@
+"""An app whose handlers use a database, in every way that there is."""
