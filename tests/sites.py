@@ -33,11 +33,12 @@ class Site:
     Serve the project with some settings, and with the handlers that are bound in its block.
 
     Clients that it connects are closed at its end. The namespaces know the event `fence`, which
-    `Client.fence()` waits for.
+    `Client.fence()` waits for. There is a watchdog only where the settings have its threshold: the
+    hub is that of the tests, which work on it for as long as they like.
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = override_settings(**settings)
+        self._settings = override_settings(**{"SOCKETIO_BLOCKING_THRESHOLD": None, **settings})
         self._block = ExitStack()
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import random
 import signal
 import socket
@@ -17,12 +18,15 @@ import gevent
 import kombu
 import pytest
 
+import django_socketio
+from django_socketio import runtime
 from django_socketio.backends import BackendError
 from django_socketio.backends.amqp import AMQPBackend, frames
 from django_socketio.backends.amqp.broker import Broker
 from django_socketio.backends.amqp.link import Link, Lost
 from tests.backends.test_amqp import Inbox, Proxy, listening, rows, run
 from tests.services import RabbitMQ
+from tests.sites import Site
 from tests.support import ROOT, UNIT, wait_until
 
 TIMEOUT = 40 * UNIT
@@ -396,12 +400,41 @@ def test_the_queue_is_deleted(backend: AMQPBackend, inbox: Inbox, server: Rabbit
     wait_until(lambda: hears(backend, inbox))
 
 
-def test_the_exchange_is_deleted(backend: AMQPBackend, server: RabbitMQ) -> None:
-    """Whoever publishes learns of it, and makes it anew."""
+def delete_exchange(server: RabbitMQ) -> None:
     with kombu.Connection(server.url) as connection:
         connection.channel().exchange_delete(PREFIX)
-    assert "NOT_FOUND" in failure(backend.publish, "t", b"x")
+
+
+@pytest.mark.parametrize("canary", [False, True])
+def test_the_exchange_is_deleted(
+    make: Make, server: RabbitMQ, monkeypatch: pytest.MonkeyPatch, canary: bool
+) -> None:
+    """Whoever publishes learns of it, unless a canary has, and it is made anew."""
+    backend = make()
     assert backend.publish("t", b"x") == 0
+    delete_exchange(server)
+    monkeypatch.setattr("django_socketio.backends.amqp.publisher._FRESH", TIMEOUT)
+    if canary:
+        backend._carrier._publisher._confirmed_at = -math.inf
+    else:
+        assert "NOT_FOUND" in failure(backend.publish, "t", b"x")
+    assert backend.publish("t", b"x") == 0
+    assert backend.counters["publisher disconnected"] == 1
+
+
+def test_a_node_whose_exchange_was_deleted_binds_its_topics_again(server: RabbitMQ) -> None:
+    """Nothing tells a listener that its bindings are gone; the node notices that it is deaf."""
+    path = "django_socketio.backends.amqp.AMQPBackend"
+    options = {"url": server.url, "prefix": PREFIX}
+    with Site(SOCKETIO_BACKEND={"BACKEND": path, "OPTIONS": options}) as site:
+        client = site.connect()
+        assert client.subscribe("room") == {"ok": True}
+        delete_exchange(server)
+        cluster = runtime.get_cluster()
+        wait_until(lambda: cluster.counters["restarts of a deaf backend"] == 1)
+        wait_until(lambda: not cluster.deaf)
+        django_socketio.broadcast_channel("again", "room")
+        assert client.event() == ["message", "again"]
 
 
 def test_workers_that_start_before_the_broker(make: Make, inbox: Inbox, proxy: Proxy) -> None:
@@ -743,6 +776,8 @@ def test_others_have_their_turn_in_a_flood(make: Make, proxy: Proxy) -> None:
 
 UNPATCHED = """
 import sys, threading
+import django_socketio
+from django_socketio import runtime
 from django_socketio.backends import BackendError
 from django_socketio.backends.amqp import AMQPBackend
 
